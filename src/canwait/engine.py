@@ -1,0 +1,485 @@
+"""The only loop body: `advance` takes one shard one step, `tick` advances what is due, `run` ticks until nothing is open.
+
+Between two states of a shard lies at most one effect on the outside, and its intent is recorded first. What may go wrong
+in between is answered by asking the provider, never by assuming (design.md 2, 5a). Everything that runs work calls this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from decimal import ROUND_CEILING, Decimal
+from pathlib import Path
+from typing import cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import landing, settling
+from .blobs import Blobs
+from .clock import Clock, from_us
+from .codec import batch_from_json
+from .errors import (
+    Ambiguous,
+    BatchUnknown,
+    BudgetExceeded,
+    BudgetFrozen,
+    Busy,
+    CannotTell,
+    Crowded,
+    KeyRefused,
+    LeaseLost,
+    LedgerError,
+    OutOfCredit,
+    ProviderError,
+    Rejected,
+    Unreachable,
+)
+from .ledger import Ledger, NewShard, Settlement
+from .price import cost_micros, worst_micros
+from .providers import Provider
+from .settling import Fate
+from .types import Batch, Intent, MarkClass, Outcome, Shard, ShardFile, ShardState, Terms
+
+S = ShardState
+_GONE_S = 3600  # a batch whose results the provider does not know this long after its end is taken as lost
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast the engine goes."""
+
+    poll_s: float | None = None  # None: what the provider finds worth asking
+    lease_s: float = 10.0  # after a crash another caller takes over this much later
+    heartbeat: bool = True  # renew the lease while a step takes long; off under a virtual clock
+
+
+class Engine:
+    """Advances shards. `provider_of` opens the adapter of a provider's name; it is called once per name."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        blobs: Blobs,
+        provider_of: Callable[[str], Provider],
+        clock: Clock,
+        *,
+        holder: str,
+        pace: Pace = Pace(),
+    ) -> None:
+        self.ledger, self.blobs, self.clock, self.holder, self.pace = ledger, blobs, clock, holder, pace
+        self._provider_of = provider_of
+        self._providers: dict[str, Provider] = {}
+
+    # ------------------------------------------------------------------------------------------------------- the loop
+
+    def run(self, job: str, *, until: datetime | None = None, watch: Callable[[], None] = lambda: None) -> bool:
+        """Tick until nothing of a job is open. False: `until` came first, and the job goes on. Never spends twice on a re-run."""
+        while True:
+            self.tick(job, until=until, watch=watch)
+            due, n_open = self.ledger.next_due(job)
+            if not n_open:
+                if self.sweep(job):
+                    return True
+                continue
+            now = self.clock.now()
+            if until is not None and now >= until:
+                return False
+            watch()
+            self.clock.sleep(min(max(0.0, ((due or now) - now).total_seconds()), self.pace.poll_s or 1.0, 1.0) or 0.001)
+
+    def tick(
+        self, job: str | None = None, *, until: datetime | None = None, watch: Callable[[], None] = lambda: None
+    ) -> int:
+        """Advance every shard that is due and free, once each at least; how many steps were taken."""
+        steps = 0
+        while until is None or self.clock.now() < until:
+            shard = self.ledger.claim(self.holder, self.clock.now(), self.pace.lease_s, job)
+            if shard is None:
+                break
+            with self._held(shard):
+                self.advance(shard)
+            steps += 1
+            watch()
+        return steps
+
+    def advance(self, shard: Shard) -> None:
+        """One idempotent step of a shard this caller holds. A lost lease writes nothing and is no error.
+
+        Raises KeyRefused after the shard has been put back; every other answer of a provider is recorded, not raised.
+        """
+        step = {S.PLANNED: self._begin, S.SUBMITTING: self._submit, S.SUBMITTED: self._poll, S.ENDED: self._settle}[
+            shard.state
+        ]
+        try:
+            step(shard)
+        except LeaseLost:
+            return
+
+    def sweep(self, job: str) -> bool:
+        """Look for second batches of one token before a job ends; found ones are cancelled and their bill is booked.
+
+        True when the job may end: nothing was found. Only shards whose create was begun twice can have one.
+        """
+        found = False
+        for row in self.ledger.query("tried_again", job=job):
+            shard = self.ledger.shard(row["id"])
+            provider = self.provider(shard)
+            if provider.mark is MarkClass.IDEMPOTENT:
+                continue
+            try:
+                batches = provider.find(self._file(shard, provider))
+            except ProviderError:
+                continue  # the listing cannot be read now; whoever ticks the ledger next asks again
+            for batch in batches:
+                if batch.id != shard.batch_id:
+                    self.ledger.duplicate(shard, batch, self.clock.now())
+                    found = True
+        return not found
+
+    # ------------------------------------------------------------------------------------------------------ the steps
+
+    def _begin(self, shard: Shard) -> None:
+        """PLANNED: reserve and record the intent, or leave it, or give it up."""
+        now = self.clock.now()
+        if why := self._over(shard, now):
+            self.ledger.dropped(shard, self._all_lines(shard, *why), now)
+            return
+        provider = self.provider(shard)
+        try:
+            self.ledger.begin_submit(shard, provider.limits(self.ledger.terms(shard).model), provider.mark, now)
+        except Crowded as error:
+            self.ledger.wait(shard, self._later(provider, shard), str(error), now)
+        except BudgetFrozen as error:
+            self.ledger.pause_job(shard.job, str(error), now)
+            self.ledger.wait(shard, self._later(provider, shard), str(error), now)
+        except BudgetExceeded as error:
+            budget = self.ledger.query("budget", id=error.fields["budget"])[0]
+            if budget["held_micros"] or budget["held_tokens"]:  # money on its way may come back
+                self.ledger.wait(shard, self._later(provider, shard), str(error), now)
+            else:
+                self.ledger.dropped(shard, self._all_lines(shard, Outcome.FAILED, "budget", str(error)), now)
+
+    def _submit(self, shard: Shard) -> None:
+        """SUBMITTING: settle the fate of an earlier try, then send."""
+        provider = self.provider(shard)
+        intent, absent = self.ledger.intent(shard.token or "")
+        file = self._file(shard, provider, intent)
+        if intent.open and provider.mark is not MarkClass.IDEMPOTENT and not absent:
+            self._find(shard, provider, file, intent)
+            return
+        now = self.clock.now()
+        job = self.ledger.job(shard.job)
+        if why := self._over(shard, now):
+            if intent.open and not absent:  # class A: its batch may exist; only sending it again can tell
+                self._send(shard, provider, file)
+            else:
+                self.ledger.refused(shard, self._all_lines(shard, *why), now)
+        elif job["paused"] and not intent.open:
+            self.ledger.give_back(shard, now, f"the job is paused: {job['paused']}", None, now)
+        else:
+            self._send(shard, provider, file)
+
+    def _find(self, shard: Shard, provider: Provider, file: ShardFile, intent: Intent) -> None:
+        """A create's reply was lost: here it is, certainly absent, or not to be told yet. Until then the money stays held."""
+        try:
+            batches = provider.find(file)
+        except KeyRefused:
+            self.ledger.wait(
+                shard,
+                self._later(provider, shard),
+                "the key was refused while asking for a lost reply",
+                self.clock.now(),
+            )
+            raise
+        except ProviderError as error:
+            why = str(error) if isinstance(error, CannotTell) else f"the listing cannot be read: {error}"
+            self.ledger.wait(shard, self._later(provider, shard), f"fate unknown: {why}", self.clock.now())
+            return
+        now = self.clock.now()
+        if batches:
+            self.ledger.submitted(shard, batches[0], now, "found by its token after its reply was lost", now)
+            for twin in batches[1:]:
+                self.ledger.duplicate(shard, twin, now)
+            return
+        settled = (intent.last_try or now) + timedelta(seconds=provider.limits(self.ledger.terms(shard).model).settle_s)
+        if now < settled:
+            why = f"fate unknown: not listed; certain at {settled:%H:%M:%S} UTC"
+            self.ledger.wait(shard, min(self._later(provider, shard), settled), why, now)
+        else:
+            self.ledger.not_arrived(shard, now, "certainly absent: sent again", now)
+
+    def _send(self, shard: Shard, provider: Provider, file: ShardFile) -> None:
+        """The one place that sends. The try is recorded before, its fate after; what cannot be told stays open."""
+        self.ledger.begin_try(shard, self.pace.lease_s, self.clock.now())
+        file = replace(file, first_try=file.first_try or self.clock.now())
+
+        def guard() -> None:
+            self.ledger.renew(shard, self.clock.now(), self.pace.lease_s)
+
+        try:
+            batch = provider.submit(file, guard)
+        except Unreachable as error:
+            self.ledger.not_arrived(shard, self._later(provider, shard), f"never arrived: {error}", self.clock.now())
+        except Busy as error:
+            until = self._later(provider, shard, error.retry_after_s)
+            self.ledger.not_arrived(shard, until, f"not accepted now: {error}", self.clock.now())
+        except OutOfCredit as error:
+            self.ledger.give_back(shard, self.clock.now(), str(error), str(error), self.clock.now())
+        except KeyRefused as error:
+            self.ledger.give_back(shard, self.clock.now(), str(error), None, self.clock.now())
+            raise
+        except Rejected as error:
+            self.ledger.refused(
+                shard, self._all_lines(shard, Outcome.FAILED, "invalid_request", str(error)), self.clock.now()
+            )
+        except Ambiguous as error:
+            until = self._later(provider, shard)
+            self.ledger.wait(shard, until, f"fate unknown: {error}", self.clock.now())
+        else:
+            self.ledger.submitted(
+                shard, batch, self._later(provider, shard), "accepted by the provider", self.clock.now()
+            )
+
+    def _poll(self, shard: Shard) -> None:
+        """SUBMITTED: ask; cancel when that was asked for or the provider's own window has long passed."""
+        provider = self.provider(shard)
+        batch_id = shard.batch_id or ""
+        try:
+            if shard.cancel_asked or shard.role == "duplicate" or self._past_window(shard, provider):
+                provider.cancel(batch_id)
+            batch = provider.poll(batch_id)
+        except KeyRefused:
+            self.ledger.wait(shard, self._later(provider, shard), "the key was refused while polling", self.clock.now())
+            raise
+        except ProviderError as error:
+            until = self._later(provider, shard, error.retry_after_s if isinstance(error, Busy) else None)
+            self.ledger.wait(shard, until, f"cannot be polled: {error}", self.clock.now())
+            return
+        now = self.clock.now()
+        if batch.status.ended:
+            self.ledger.ended(shard, batch, now)
+        else:
+            self.ledger.polled(shard, batch, self._later(provider, shard, batch.retry_after_s), now)
+
+    def _settle(self, shard: Shard) -> None:
+        """ENDED: store the raw output, then record results, cost, release and the retry in one transaction."""
+        provider = self.provider(shard)
+        batch = batch_from_json(json.loads(shard.batch or "{}"))
+        if not shard.raw_blobs:
+            try:
+                raw = self.blobs.put_stream(provider.results(batch))
+            except KeyRefused:
+                self.ledger.wait(
+                    shard, self._later(provider, shard), "the key was refused while fetching results", self.clock.now()
+                )
+                raise
+            except ProviderError as error:
+                if not (isinstance(error, BatchUnknown) and self._gone(shard)):
+                    until = self._later(provider, shard, error.retry_after_s if isinstance(error, Busy) else None)
+                    self.ledger.wait(shard, until, f"results cannot be fetched: {error}", self.clock.now())
+                    return
+                raw = self.blobs.put(b"")
+            self.ledger.fetched(shard, [raw], self.clock.now())
+            shard = replace(shard, raw_blobs=(raw,))
+        settlement = self._settlement(shard, provider, batch)
+        self.ledger.settle(shard, settlement, self.clock.now())
+
+    # ------------------------------------------------------------------------------------------------------- the parts
+
+    def _settlement(self, shard: Shard, provider: Provider, batch: Batch) -> Settlement:
+        """Read a shard's stored output into results, money and the rows to send again."""
+        terms = self.ledger.terms(shard)
+        manifest = landing.read_manifest(self.blobs.path(shard.manifest_blob))
+        root_lines = _ints(manifest, "line")
+        with self._scratch() as folder:
+            writer = landing.ResultsWriter(folder / "results.parquet", root_lines)
+            landed = landing.land(
+                self._raw_lines(shard), self._file(shard, provider), decode=provider.decode,
+                check=landing.checker(terms.output_schema), price=terms.price, writer=writer,
+            )  # fmt: skip
+            absent = settling.fate_of_absent(batch)
+            for line in range(shard.n_lines):
+                if line not in landed.fates:
+                    landed.fates[line] = absent
+                    writer.add(line, absent, None, None)
+            writer.close()
+            results = self.blobs.adopt(folder / "results.parquet")
+
+        usage, confirmed = landed.usage, _ceil(landed.exact_micros)
+        unknown = [line for line, fate in landed.fates.items() if fate.billed == "unknown"]
+        # One sum cannot be priced where long requests have other rates, so there the rows alone count.
+        if batch.usage is not None and not terms.price.steps and settling.batch_usage_counts(batch, usage):
+            confirmed, usage = max(confirmed, cost_micros([batch.usage], terms.price)), batch.usage
+            unknown = []  # the batch's own bill covers what its rows do not state
+        bounds = self._bounds(manifest, unknown)
+        wasted = min(confirmed, _ceil(landed.exact_wasted_micros) + max(0, confirmed - _ceil(landed.exact_micros)))
+        work = shard.role == "work"
+        job = self.ledger.job(shard.job)
+        sending = work and not shard.cancel_asked and not self._over(shard, self.clock.now()) and not job["cancelled"]
+        verdict = settling.decide(landed.fates, batch, attempt=shard.attempt, attempts=terms.attempts, sending=sending)
+        return Settlement(
+            outcomes={root_lines[line]: outcome for line, outcome in verdict.outcomes.items()} if work else {},
+            results_blob=results,
+            confirmed_micros=confirmed,
+            wasted_micros=wasted if work else confirmed,
+            unknown_micros=worst_micros(bounds, terms.price) if bounds else 0,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            unknown_tokens=sum(i + o for i, o in bounds),
+            retry=self._retry(shard, manifest, verdict, terms) if verdict.again else None,
+            pause=verdict.pause if sending else None,
+            reason=f"batch {batch.status.value}",
+            facts={"n_strangers": landed.n_strangers, "n_repeats": landed.n_repeats, **_tally(landed.fates)},
+        )
+
+    def _retry(self, shard: Shard, manifest: pa.Table, verdict: settling.Verdict, terms: Terms) -> NewShard:
+        """A shard of the lines that are sent again. Its id is a function of what it follows, so a repeat makes the same."""
+        again = sorted(verdict.again)
+        return self.follow_up(shard, manifest, again, verdict.attempt, terms, why=shard.batch_id or "")
+
+    def follow_up(
+        self, shard: Shard, manifest: pa.Table, lines: list[int], attempt: int, terms: Terms, *, why: str
+    ) -> NewShard:
+        """A new shard that asks for some lines of an older one again."""
+        requests = self.blobs.put_stream(landing.subset(self.blobs.lines(shard.requests_blob), lines))
+        part = manifest.take(pa.array(lines, pa.int64()))
+        with self._scratch() as folder:
+            pq.write_table(part, folder / "manifest.parquet", compression="zstd", compression_level=1)
+            manifest_blob = self.blobs.adopt(folder / "manifest.parquet")
+        bounds = self._bounds(part, list(range(len(lines))))
+        seed = "\0".join((shard.id, str(attempt), why, requests))
+        return NewShard(
+            id=f"{shard.root[:16]}-{hashlib.sha256(seed.encode()).hexdigest()[:8]}",
+            root=shard.root, attempt=attempt, provider=shard.provider, account=shard.account, n_lines=len(lines),
+            requests_blob=requests, manifest_blob=manifest_blob, input_bound=sum(i for i, _ in bounds),
+            output_bound=sum(o for _, o in bounds), worst_micros=worst_micros(bounds, terms.price), next_at=self.clock.now(),
+        )  # fmt: skip
+
+    def _all_lines(self, shard: Shard, outcome: Outcome, cause: str, detail: str) -> Settlement:
+        """A shard that ended without being sent: every line ends the same way, nothing was spent."""
+        fate = Fate(outcome, cause, detail, "nothing")
+        root_lines = _ints(landing.read_manifest(self.blobs.path(shard.manifest_blob)), "line")
+        with self._scratch() as folder:
+            writer = landing.ResultsWriter(folder / "results.parquet", root_lines)
+            for line in range(shard.n_lines):
+                writer.add(line, fate, None, None)
+            writer.close()
+            results = self.blobs.adopt(folder / "results.parquet")
+        ends = dict.fromkeys(root_lines, outcome)
+        return Settlement(ends, results, 0, 0, 0, 0, 0, 0, None, None, detail, {"cause": cause})
+
+    def _over(self, shard: Shard, now: datetime) -> tuple[Outcome, str, str] | None:
+        """Why a shard is not sent any more, as outcome, cause and words; None while it may be."""
+        job = self.ledger.job(shard.job)
+        if job["cancelled"] or shard.cancel_asked:
+            return Outcome.CANCELLED, "cancelled", "the job was cancelled before this row was sent"
+        deadline = from_us(job["deadline_us"])
+        if now >= deadline:
+            return (
+                Outcome.EXPIRED,
+                "deadline",
+                f"the job's deadline {deadline:%Y-%m-%d %H:%M} UTC passed before this row was sent",
+            )
+        return None
+
+    def _past_window(self, shard: Shard, provider: Provider) -> bool:
+        submitted = self.ledger.shard_row(shard.id)["submitted_us"]
+        window = timedelta(seconds=provider.limits(self.ledger.terms(shard).model).window_s + _GONE_S)
+        return submitted is not None and self.clock.now() > from_us(submitted) + window
+
+    def _gone(self, shard: Shard) -> bool:
+        ended = self.ledger.shard_row(shard.id)["ended_us"]
+        return ended is not None and self.clock.now() > from_us(ended) + timedelta(seconds=_GONE_S)
+
+    def _file(self, shard: Shard, provider: Provider, intent: Intent | None = None) -> ShardFile:
+        terms = self.ledger.terms(shard)
+        if intent is None and shard.token:
+            intent = self.ledger.intent(shard.token)[0]
+        known = frozenset(r["batch_id"] for r in self.ledger.query("batch_ids", account=shard.account, id=shard.id))
+        return ShardFile(
+            token=shard.token or "", path=self.blobs.path(shard.requests_blob), n_rows=shard.n_lines, endpoint=terms.endpoint,
+            model=terms.model, window_s=provider.limits(terms.model).window_s,
+            first_try=intent.first_try if intent else None, known=known,
+        )  # fmt: skip
+
+    def _raw_lines(self, shard: Shard) -> Iterator[bytes]:
+        for blob in shard.raw_blobs:
+            yield from self.blobs.lines(blob)
+
+    @staticmethod
+    def _bounds(manifest: pa.Table, lines: list[int]) -> list[tuple[int, int]]:
+        part = manifest.take(pa.array(lines, pa.int64()))
+        return list(zip(_ints(part, "input_bound"), _ints(part, "output_bound"), strict=True))
+
+    def _later(self, provider: Provider, shard: Shard, retry_after_s: float | None = None) -> datetime:
+        """When to look again: no later than the poll interval, unless the provider asked for more."""
+        pace = (
+            self.pace.poll_s if self.pace.poll_s is not None else provider.limits(self.ledger.terms(shard).model).poll_s
+        )
+        return self.clock.now() + timedelta(seconds=max(pace, retry_after_s or 0.0))
+
+    def provider(self, shard: Shard) -> Provider:
+        """The adapter a shard was planned for. Raises LedgerError when the key or host now names another account."""
+        if shard.provider not in self._providers:
+            self._providers[shard.provider] = self._provider_of(shard.provider)
+        provider = self._providers[shard.provider]
+        if provider.account != shard.account:
+            raise LedgerError(
+                f"shard {shard.id} belongs to {shard.account}, the environment now names {provider.account}",
+                hint="set the key and base URL it was started with, or cancel the job there",
+            )
+        return provider
+
+    @contextmanager
+    def _held(self, shard: Shard) -> Iterator[None]:
+        """Renew the lease in the background while a step takes long."""
+        if not self.pace.heartbeat:
+            yield
+            return
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(self.pace.lease_s / 3):
+                try:
+                    self.ledger.renew(shard, self.clock.now(), self.pace.lease_s)
+                except LedgerError:
+                    return  # lost, or given back by the step itself: the fence decides, not this thread
+
+        thread = threading.Thread(target=beat, daemon=True, name=f"lease {shard.id}")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        folder = self.blobs.scratch()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ceil(exact: Decimal) -> int:
+    return int(exact.to_integral_value(ROUND_CEILING))
+
+
+def _ints(table: pa.Table, column: str) -> list[int]:
+    return cast("list[int]", table[column].to_pylist())
+
+
+def _tally(fates: dict[int, Fate]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for fate in fates.values():
+        name = fate.cause or "ok"
+        counts[name] = counts.get(name, 0) + 1
+    return counts
