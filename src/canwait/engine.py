@@ -32,6 +32,7 @@ from .errors import (
     BudgetFrozen,
     Busy,
     CannotTell,
+    CanwaitError,
     Crowded,
     KeyRefused,
     LeaseLost,
@@ -175,16 +176,15 @@ class Engine:
             self._find(shard, provider, file, intent)
             return
         now = self.clock.now()
-        job = self.ledger.job(shard.job)
-        if why := self._over(shard, now):
-            if intent.open and not absent:  # class A: its batch may exist; only sending it again can tell
-                self._send(shard, provider, file)
-            else:
-                self.ledger.refused(shard, self._all_lines(shard, *why), now)
-        elif job["paused"] and not intent.open:
-            self.ledger.give_back(shard, now, f"the job is paused: {job['paused']}", None, now)
+        paused = self.ledger.job(shard.job)["paused"]
+        if intent.open and not absent:  # class A: its batch may exist; only sending it again can tell
+            self._send(shard, provider, file, earlier_open=True)
+        elif why := self._over(shard, now):
+            self.ledger.refused(shard, self._all_lines(shard, *why), now)
+        elif paused:
+            self.ledger.give_back(shard, now, f"the job is paused: {paused}", None, now)
         else:
-            self._send(shard, provider, file)
+            self._send(shard, provider, file, earlier_open=False)
 
     def _find(self, shard: Shard, provider: Provider, file: ShardFile, intent: Intent) -> None:
         """A create's reply was lost: here it is, certainly absent, or not to be told yet. Until then the money stays held."""
@@ -215,8 +215,12 @@ class Engine:
         else:
             self.ledger.not_arrived(shard, now, "certainly absent: sent again", now)
 
-    def _send(self, shard: Shard, provider: Provider, file: ShardFile) -> None:
-        """The one place that sends. The try is recorded before, its fate after; what cannot be told stays open."""
+    def _send(self, shard: Shard, provider: Provider, file: ShardFile, *, earlier_open: bool) -> None:
+        """The one place that sends. The try is recorded before, its fate after; what cannot be told stays open.
+
+        `earlier_open`: an idempotent create is repeated because the fate of an earlier one is not known. Then a refusal of
+        this one says nothing about that one, and the money stays held.
+        """
         self.ledger.begin_try(shard, self.pace.lease_s, self.clock.now())
         file = replace(file, first_try=file.first_try or self.clock.now())
 
@@ -225,27 +229,37 @@ class Engine:
 
         try:
             batch = provider.submit(file, guard)
-        except Unreachable as error:
-            self.ledger.not_arrived(shard, self._later(provider, shard), f"never arrived: {error}", self.clock.now())
-        except Busy as error:
-            until = self._later(provider, shard, error.retry_after_s)
-            self.ledger.not_arrived(shard, until, f"not accepted now: {error}", self.clock.now())
-        except OutOfCredit as error:
-            self.ledger.give_back(shard, self.clock.now(), str(error), str(error), self.clock.now())
-        except KeyRefused as error:
-            self.ledger.give_back(shard, self.clock.now(), str(error), None, self.clock.now())
-            raise
-        except Rejected as error:
-            self.ledger.refused(
-                shard, self._all_lines(shard, Outcome.FAILED, "invalid_request", str(error)), self.clock.now()
-            )
         except Ambiguous as error:
-            until = self._later(provider, shard)
-            self.ledger.wait(shard, until, f"fate unknown: {error}", self.clock.now())
+            self._unknown(shard, provider, error)
+        except (Unreachable, Busy, OutOfCredit, KeyRefused, Rejected) as error:
+            if earlier_open:
+                self._unknown(shard, provider, error)
+            else:
+                self._not_sent(shard, provider, error)
+            if isinstance(error, KeyRefused):
+                raise
         else:
-            self.ledger.submitted(
-                shard, batch, self._later(provider, shard), "accepted by the provider", self.clock.now()
-            )
+            until = self._later(provider, shard)
+            self.ledger.submitted(shard, batch, until, "accepted by the provider", self.clock.now())
+
+    def _unknown(self, shard: Shard, provider: Provider, error: CanwaitError) -> None:
+        self.ledger.wait(shard, self._later(provider, shard), f"fate unknown: {error}", self.clock.now())
+
+    def _not_sent(self, shard: Shard, provider: Provider, error: CanwaitError) -> None:
+        """The create certainly made no batch: send it again later, plan it again, or end its rows."""
+        now = self.clock.now()
+        match error:
+            case Unreachable():
+                self.ledger.not_arrived(shard, self._later(provider, shard), f"never arrived: {error}", now)
+            case Busy():
+                until = self._later(provider, shard, error.retry_after_s)
+                self.ledger.not_arrived(shard, until, f"not accepted now: {error}", now)
+            case OutOfCredit():
+                self.ledger.give_back(shard, now, str(error), str(error), now)
+            case KeyRefused():
+                self.ledger.give_back(shard, now, str(error), None, now)
+            case _:
+                self.ledger.refused(shard, self._all_lines(shard, Outcome.FAILED, "invalid_request", str(error)), now)
 
     def _poll(self, shard: Shard) -> None:
         """SUBMITTED: ask; cancel when that was asked for or the provider's own window has long passed."""

@@ -235,6 +235,15 @@ class Ledger:
                 return None
             return _shard(tx.run("shard", id=shard)[0])
 
+    def claim_one(self, shard: str, holder: str, now: datetime, lease_s: float) -> Shard:
+        """That shard, held by this caller. Raises LeaseLost while another holds it."""
+        with self.db.transaction("claim_one") as tx:
+            row = _one(tx, "shard", "shard", id=shard)
+            lease = to_us(now + timedelta(seconds=lease_s))
+            if not tx.count("claim", id=shard, fence=row["fence"], holder=holder, lease=lease, now=to_us(now)):
+                raise LeaseLost(shard=shard)
+            return _shard(tx.run("shard", id=shard)[0])
+
     def renew(self, shard: Shard, now: datetime, lease_s: float) -> None:
         """Hold a shard for `lease_s` from now. Raises LeaseLost when this caller no longer holds it."""
         with self.db.transaction("renew") as tx:
@@ -469,10 +478,10 @@ class Ledger:
         with self.db.reading() as tx:
             return terms_from_json(json.loads(_one(tx, "plan", "plan", digest=shard.plan, job=shard.job)["terms"]))
 
-    def query(self, name: str, **params: Any) -> list[Row]:
+    def query(self, statement: str, /, **params: Any) -> list[Row]:
         """Rows of a reading statement of ledger.sql, for views."""
         with self.db.reading() as tx:
-            return tx.run(name, **params)
+            return tx.run(statement, **params)
 
     def events(self, since: int = 0, job: str | None = None, count: int = 1000) -> list[Event]:
         """The journal after a cursor, oldest first. An event's id never changes."""

@@ -295,3 +295,9 @@ FROM shard s LEFT JOIN intent i ON i.token = s.token AND s.role = 'work' WHERE s
 -- name: job_shard_states
 -- How many shards of a job are in each state.
 SELECT state, role, COUNT(*) AS n, MIN(next_us) AS next_us FROM shard WHERE job = :job GROUP BY state, role;
+
+-- name: answered
+-- What a job's settled shards were billed in output, and for how many lines: what the next plan expects by.
+SELECT COALESCE(SUM(n_lines), 0) AS n, COALESCE(SUM(output_tokens), 0) AS output_tokens,
+  COALESCE(SUM(input_tokens), 0) AS input_tokens, COALESCE(SUM(input_bound), 0) AS input_bound FROM shard
+WHERE job = :job AND state = 'settled' AND role = 'work' AND held_micros = 0 AND output_tokens > 0;

@@ -1,0 +1,5 @@
+"""`python -m canwait`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,83 @@
+"""The command line: parse, call, print. Verbs are imported when they are used, so `--help` and Tab stay instant."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from .. import __version__
+from ..errors import CanwaitError
+from .face import Face, report
+
+# verb: (module, what it does); the order is the order of a job's life
+VERBS: dict[str, tuple[str, str]] = {
+    "init": ("operate", "Write a first job file beside your rows."),
+    "demo": ("demo", "Watch a job run, crash and resume: no key, no network, no cost."),
+    "plan": ("jobs", "Show what a job would do and cost. Never spends."),
+    "run": ("jobs", "Run a job to its end, or go on with it. Running again costs nothing."),
+    "status": ("jobs", "Show where jobs stand."),
+    "why": ("jobs", "Show what holds a job, shard by shard."),
+    "cancel": ("jobs", "Send nothing more of a job; finished rows are kept."),
+    "load": ("jobs", "Load a job's usable rows again."),
+    "resolve": ("jobs", "Answer what a provider's listing cannot tell."),
+    "events": ("jobs", "Print every change after a cursor."),
+    "budget": ("budget", "Show, set, book to and thaw budgets."),
+    "local": ("operate", "Install the local model."),
+    "doctor": ("operate", "Check keys, ledger, disk, clock and prices."),
+    "sim": ("operate", "Serve the simulator."),
+    "drill": ("operate", "Prove the promises here: crash, cap, expiry."),
+    "schema": ("operate", "Print a published JSON Schema."),
+}
+
+
+class Verbs(click.Group):
+    """Subcommands by name, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        module = importlib.import_module(f".{VERBS[name][0]}", __package__)
+        command = getattr(module, name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="canwait")
+def cli() -> None:
+    """Run LLM work that can wait: priced before it is spent, stopped at a hard cap, never paid twice."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit with a code of the table in docs/cli.md."""
+    try:
+        code = cli.main(args, prog_name="canwait", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("aborted; nothing more was sent", err=True)
+        code = 130
+    except click.exceptions.Exit as leave:
+        code = leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except CanwaitError as error:
+        report(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        Face.interrupted()
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output went away; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,107 @@
+"""How the command line talks: data on stdout, everything else on stderr, no prompt where nobody can answer."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import click
+
+from ..errors import CanwaitError, HumanNeeded
+from ..price import format_usd
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Face:
+    """One invocation's way of talking."""
+
+    current: ClassVar[Face | None] = None
+
+    def __init__(
+        self, *, as_json: bool = False, quiet: bool = False, no_input: bool = False, yes: bool = False
+    ) -> None:
+        self.as_json, self.quiet, self.yes = as_json, quiet, yes
+        self.no_input = no_input or bool(os.environ.get("CANWAIT_NO_INPUT")) or not sys.stdin.isatty()
+        self.goes_on: str | None = None  # what Ctrl-C says about the job that is running
+        self.simulated = False
+        Face.current = self
+
+    def show(self, schema: str, value: Mapping[str, Any], text: str) -> None:
+        """The answer: one versioned object with --json, else the text."""
+        if self.as_json:
+            simulated = {"simulated": True} if self.simulated else {}
+            click.echo(json.dumps({"schema": schema, **simulated, **value}, ensure_ascii=False))
+        else:
+            click.echo(f"SIMULATED\n{text}" if self.simulated else text)
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            click.echo(f"SIMULATED  {text}" if self.simulated else text, err=True)
+
+    def ask(self, question: str, flag: str) -> bool:
+        """A yes or no from a person. Raises HumanNeeded, naming the flag, where there is none."""
+        if self.yes:
+            return True
+        if self.no_input:
+            raise HumanNeeded(what=question.rstrip("?"), hint=f"say {flag} to approve it; nothing was sent")
+        return click.confirm(question, default=False, err=True)
+
+    @classmethod
+    def interrupted(cls) -> None:
+        face = cls.current
+        click.echo(f"\n{face.goes_on}" if face and face.goes_on else "\ninterrupted", err=True)
+
+
+def options(*, spends: bool = False) -> Callable[[F], F]:
+    """The flags every verb has; the verb gets them as a `Face`."""
+
+    def wrap(function: F) -> F:
+        @click.option("--json", "as_json", is_flag=True, help="One versioned object on stdout.")
+        @click.option("-q", "--quiet", is_flag=True, help="No progress and no hints.")
+        @click.option("--no-input", is_flag=True, help="Never ask; fail with exit code 3 instead.")
+        @functools.wraps(function)
+        def called(*args: Any, as_json: bool, quiet: bool, no_input: bool, **kwargs: Any) -> Any:
+            yes = kwargs.pop("yes", False) if spends else False
+            return function(Face(as_json=as_json, quiet=quiet, no_input=no_input, yes=yes), *args, **kwargs)
+
+        if spends:
+            called = click.option("-y", "--yes", is_flag=True, help="Approve the plan without asking.")(called)
+        return called  # type: ignore[return-value]
+
+    return wrap
+
+
+def report(error: CanwaitError) -> None:
+    """An error on stderr: words and the way out, or RFC 9457 problem details with --json."""
+    if Face.current and Face.current.as_json:
+        click.echo(json.dumps(error.problem, ensure_ascii=False), err=True)
+        return
+    click.echo(f"error: {error}", err=True)
+    if error.own_hint:
+        click.echo(f"hint: {error.own_hint}", err=True)
+
+
+def money(micros: int) -> str:
+    return f"${format_usd(micros)}"
+
+
+def table(rows: Sequence[tuple[str, ...]], *, right: frozenset[int] = frozenset()) -> str:
+    """Columns as wide as their widest cell; columns in `right` are aligned to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    lines = (
+        "  ".join(
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def printable(text: str | None) -> str:
+    """Text from outside as a terminal may show it: no control characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text or "")

@@ -1,0 +1,322 @@
+"""plan, run, status, why, cancel, load, resolve, events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import views
+from ..errors import BudgetFrozen, JobPaused, NotFinished
+from ..price import format_usd
+from ..types import JobState
+from .face import Face, money, options, printable, report, table
+
+if TYPE_CHECKING:
+    from ..client import Client, JobHandle, JobPlan
+
+
+@contextmanager
+def opened(face: Face, sim: bool = False, scenario: str | None = None) -> Iterator[Client]:
+    """The ledger of this environment, or the rehearsal's with --sim."""
+    from ..client import connect
+
+    with ExitStack() as stack:
+        if sim or scenario:
+            from ..rehearsal import rehearsal
+
+            face.simulated = True
+            yield stack.enter_context(stack.enter_context(rehearsal(scenario or "")))
+        else:
+            yield stack.enter_context(connect())
+
+
+simulated = click.option("--sim", is_flag=True, help="Run against the simulator, in a ledger of its own.")
+scenario_option = click.option(
+    "--scenario", metavar="FAULTS", help="What the simulator does wrong, such as expiry=0.2,429=2."
+)
+
+
+@click.command()
+@click.argument("spec", metavar="JOB.YAML")
+@click.option("--exit-code", is_flag=True, help="Exit with 10 when there is new paid work.")
+@simulated
+@options()
+def plan(face: Face, spec: str, exit_code: bool, sim: bool) -> None:
+    """Show what a job would do and cost. Never spends."""
+    from ..codec import plan_to_json
+
+    with opened(face, sim) as client:
+        planned = client.job(spec).plan()
+        value = plan_to_json(planned.value)
+        for name in ("shard_ids", "rows_blob"):
+            value.pop(name)
+        for name in ("expected", "worst", "standard"):
+            micros = getattr(planned.value, f"{name}_micros")
+            value[f"{name}_usd"] = None if micros is None else format_usd(micros)
+        face.show("canwait.plan/1", value, planned.explain())
+        if planned.value.n_bad_rows:
+            face.note(f"{planned.value.n_bad_rows} rows cannot be sent; `run` refuses until they are mended")
+            raise click.exceptions.Exit(2)
+        raise click.exceptions.Exit(10 if exit_code and planned.value.n_new else 0)
+
+
+@click.command()
+@click.argument("spec", metavar="JOB.YAML")
+@click.option("--plan", "plan_id", metavar="ID", help="Run exactly this plan; refuse if anything has changed.")
+@click.option("--budget", "budget_usd", metavar="USD", help="The job's limit, instead of the job file's.")
+@click.option(
+    "--only", metavar="SELECTOR", help="Send failed rows again: failed, failed:CAUSE, expired, missing, cancelled."
+)
+@click.option("--timeout", metavar="DURATION", help="Stop watching after this long (90s, 6h); the job goes on.")
+@simulated
+@scenario_option
+@options(spends=True)
+def run(
+    face: Face, spec: str, plan_id: str | None, budget_usd: str | None, only: str | None, timeout: str | None, sim: bool,
+    scenario: str | None,
+) -> None:  # fmt: skip
+    """Run a job to its end, or go on with it. Running again resumes, and pays for nothing twice."""
+    with opened(face, sim, scenario) as client:
+        job = _budgeted(client, spec, budget_usd)
+        face.goes_on = f"interrupted; what was sent goes on at the provider.\n  go on:  canwait run {spec}\n  stop:   canwait cancel {job.name}"
+        until = client.clock.now() + timedelta(seconds=_duration(timeout)) if timeout else None
+        from .progress import progress
+
+        with progress(face, client, job.name) as watch:
+            figures = job.run(plan=plan_id, approve=lambda p: _approve(face, p), only=only, until=until, watch=watch)
+        face.show("canwait.run/1", figures_json(figures), summary(figures))
+        raise click.exceptions.Exit(_ending(figures))
+
+
+def _budgeted(client: Client, spec: str, budget_usd: str | None) -> JobHandle:
+    from dataclasses import replace
+
+    job = client.job(spec)
+    if budget_usd is not None:
+        from ..errors import Problem, SpecError
+        from ..spec import parse_usd
+
+        try:
+            micros = parse_usd(budget_usd)
+        except ValueError as error:
+            raise SpecError([Problem("--budget", None, None, None, str(error))]) from error
+        job.value = replace(job.value, budget=replace(job.value.budget, micros=micros))
+    return job
+
+
+def _duration(text: str) -> int:
+    from ..errors import Problem, SpecError
+    from ..spec import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise SpecError([Problem("--timeout", None, None, None, str(error))]) from error
+
+
+def _approve(face: Face, plan: JobPlan) -> bool:
+    if not face.yes:
+        face.note(plan.explain())
+    limit = plan.job.budget.micros
+    cap = f" of cap {money(limit)}" if limit is not None else ""
+    return face.ask(
+        f"Plan {plan.id}: worst case {money(plan.value.worst_micros)}{cap}. Send {plan.value.n_new} requests?", "--yes"
+    )
+
+
+def _ending(figures: views.Figures) -> int:
+    """The exit code of interface.md 2.3, with the reason on stderr where the job is not simply done."""
+    if not figures.finished:
+        if figures.paused and "is frozen" in figures.paused:
+            error: Any = BudgetFrozen(figures.paused)
+        elif figures.paused:
+            error = JobPaused(job=figures.job, why=figures.paused)
+        else:
+            error = NotFinished(job=figures.job)
+        report(error)
+        return int(error.exit_code)
+    if figures.state is JobState.GATE:
+        return 3
+    return 0 if figures.ok == figures.rows else 6
+
+
+def figures_json(f: views.Figures) -> dict[str, Any]:
+    """Figures as JSON: USD are decimal strings with 6 places, times are ISO 8601 UTC."""
+    return {
+        "job": f.job, "plan": f.plan, "state": f.state.value, "reason": f.reason, "rows": f.rows, "ok": f.ok, "failed": f.failed,
+        "missing": f.missing, "pending": f.pending, "expired": f.expired, "cancelled": f.cancelled, "duplicates": f.duplicates,
+        "reused": f.reused, "submissions": f.submissions, "confirmed_usd": format_usd(f.confirmed_micros),
+        "reserved_usd": format_usd(f.reserved_micros), "unknown_usd": format_usd(f.unknown_micros),
+        "wasted_usd": format_usd(f.wasted_micros), "booked_usd": format_usd(f.booked_micros),
+        "expected_usd": format_usd(f.expected_micros), "worst_usd": format_usd(f.worst_micros),
+        "budget_usd": None if f.limit_micros is None else format_usd(f.limit_micros), "input_tokens": f.input_tokens,
+        "output_tokens": f.output_tokens, "deadline": f.deadline.isoformat(), "paused": f.paused, "blocked": list(f.blocked),
+        "next_at": f.next_at.isoformat() if f.next_at else None, "loaded": f.loaded,
+    }  # fmt: skip
+
+
+def summary(f: views.Figures) -> str:
+    """A job in a few lines."""
+    cap = f" of cap {money(f.limit_micros)}" if f.limit_micros is not None else ""
+    lines = [
+        f"{f.job}  {f.state.value}{f': {printable(f.reason)}' if f.reason else ''}",
+        f"  rows      {f.rows}: {f.ok} ok, {f.failed} failed, {f.missing} missing   "
+        f"({f.duplicates} duplicates merged, {f.reused} reused)",
+        f"  money     {money(f.confirmed_micros)} confirmed, {money(f.reserved_micros)} reserved, "
+        f"{money(f.unknown_micros)} unknown, {money(f.wasted_micros)} wasted{cap}",
+        f"  batches   {f.submissions} submitted   tokens  {f.input_tokens} in, {f.output_tokens} out",
+    ]
+    if f.loaded:
+        beside = f", {f.loaded['failed']} failed beside it" if f.loaded["failed"] else ""
+        lines.append(f"  loaded    {f.loaded['rows']} rows in {f.loaded['to']}{beside}")
+    if f.finished and (f.failed or f.missing):
+        lines.append(
+            f"  next      canwait why {f.job}   ·   send them again: canwait run JOB.YAML --only {'failed' if f.failed else 'missing'}"
+        )
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("job", required=False)
+@click.option("--watch", is_flag=True, help="Show it again every two seconds until nothing is open.")
+@simulated
+@options()
+def status(face: Face, job: str | None, watch: bool, sim: bool) -> None:
+    """Show where jobs stand."""
+    with opened(face, sim) as client:
+        while True:
+            names = [job] if job else views.jobs(client.ledger)
+            found = [views.figures(client.ledger, name) for name in names]
+            if job:
+                face.show("canwait.status/1", {"jobs": [figures_json(found[0])]}, summary(found[0]))
+            else:
+                face.show("canwait.status/1", {"jobs": [figures_json(f) for f in found]}, _listing(found))
+            if not watch or all(f.finished or f.paused for f in found):
+                return
+            time.sleep(2)
+
+
+def _listing(found: list[views.Figures]) -> str:
+    if not found:
+        return "No jobs yet. `canwait init` writes a job file, `canwait demo` shows one running."
+    head = ("STATE", "JOB", "ROWS", "SPENT / CAP", "NOTE")
+    rows = [
+        (f.state.value, f.job, f"{f.ok} / {f.rows}", f"{money(f.confirmed_micros)} / {money(f.limit_micros) if f.limit_micros else '-'}",
+         printable(f.paused or (f.blocked[0] if f.blocked else f.reason)))
+        for f in found
+    ]  # fmt: skip
+    return table([head, *rows])
+
+
+@click.command()
+@click.argument("job")
+@simulated
+@options()
+def why(face: Face, job: str, sim: bool) -> None:
+    """Show what holds a job, shard by shard, and what can be done about it."""
+    with opened(face, sim) as client:
+        figures, shards = views.figures(client.ledger, job), views.shards(client.ledger, job)
+        causes = views.causes(client.ledger, client.blobs, job)
+        value = {
+            "job": figures_json(figures), "causes": causes,
+            "shards": [
+                {"id": s.id, "state": s.state.value, "attempt": s.attempt, "role": s.role, "lines": s.n_lines, "batch": s.batch_id,
+                 "provider_says": s.provider_says, "blocked": s.blocked, "next_at": s.next_at.isoformat(),
+                 "held_usd": format_usd(s.held_micros), "confirmed_usd": format_usd(s.confirmed_micros), "fate_unknown": s.fate_unknown}
+                for s in shards
+            ],
+        }  # fmt: skip
+        face.show("canwait.why/1", value, _reasons(figures, shards, causes))
+
+
+def _reasons(figures: views.Figures, shards: list[views.ShardView], causes: dict[str, int]) -> str:
+    lines = [summary(figures), ""]
+    rows = [("SHARD", "STATE", "TRY", "ROWS", "MONEY", "NOTE")]
+    rows += [
+        (s.id, s.state.value if s.role == "work" else f"{s.state.value} (twin)", str(s.attempt), str(s.n_lines),
+         money(s.confirmed_micros or s.held_micros), printable(s.blocked or s.provider_says))
+        for s in shards if s.state.value not in ("settled",) or s.held_micros or s.attempt > 1
+    ]  # fmt: skip
+    if len(rows) > 1:
+        lines += [table(rows, right=frozenset({2, 3, 4})), ""]
+    lines += [f"  {n} rows: {cause}" for cause, n in sorted(causes.items(), key=lambda c: -c[1])]
+    unknown = [s for s in shards if s.fate_unknown]
+    lines += [
+        f"  {s.id}: whether its batch exists cannot be told. Look at the provider, then:\n"
+        f"    canwait resolve {s.id} --absent   or   canwait resolve {s.id} --batch ID" for s in unknown
+    ]  # fmt: skip
+    return "\n".join(lines).rstrip()
+
+
+@click.command()
+@click.argument("job")
+@simulated
+@options()
+def cancel(face: Face, job: str, sim: bool) -> None:
+    """Send nothing more of a job and stop what is on its way. Finished rows are kept, and paid."""
+    with opened(face, sim) as client:
+        client.ledger.cancel_job(job, client.clock.now())
+        client.engine.tick(job)
+        figures = views.figures(client.ledger, job)
+        goes_on = (
+            ""
+            if figures.finished
+            else "\n  batches on their way are being stopped; `canwait run` again collects what they finished"
+        )
+        face.show("canwait.run/1", figures_json(figures), summary(figures) + goes_on)
+
+
+@click.command()
+@click.argument("spec", metavar="JOB.YAML")
+@simulated
+@options()
+def load(face: Face, spec: str, sim: bool) -> None:
+    """Load a job's usable rows again, in one atomic step."""
+    with opened(face, sim) as client:
+        job = client.job(spec)
+        job.load()
+        figures = job.figures()
+        face.show("canwait.run/1", figures_json(figures), summary(figures))
+
+
+@click.command()
+@click.argument("shard")
+@click.option("--absent", is_flag=True, help="No batch of this shard exists at the provider.")
+@click.option("--batch", "batch_id", metavar="ID", help="This batch is the shard's.")
+@simulated
+@options()
+def resolve(face: Face, shard: str, absent: bool, batch_id: str | None, sim: bool) -> None:
+    """Answer what a provider's listing cannot tell: does the batch of a lost reply exist?"""
+    if absent == (batch_id is not None):
+        raise click.UsageError("say either --absent or --batch ID")
+    with opened(face, sim) as client:
+        client.resolve(shard, batch_id)
+        said = f"is batch {batch_id}" if batch_id else "has no batch"
+        face.show("canwait.resolve/1", {"shard": shard, "batch": batch_id}, f"{shard} {said}; `canwait run` goes on")
+
+
+@click.command()
+@click.option("--since", default=0, metavar="CURSOR", help="The `seq` of the last event you have seen.")
+@click.option("--job", metavar="NAME", help="Only this job's.")
+@click.option("--limit", default=10_000, show_default=True, help="At most this many.")
+@simulated
+@options()
+def events(face: Face, since: int, job: str | None, limit: int, sim: bool) -> None:
+    """Print every change after a cursor, one JSON object a line, each with a stable id."""
+    import json
+
+    with opened(face, sim) as client:
+        while limit > 0:
+            found = client.ledger.events(since, job, min(limit, 1000))
+            for event in found:
+                value = {"schema": "canwait.event/1", "seq": event.seq, "id": event.id, "at": event.at.isoformat(), "job": event.job,
+                         "shard": event.shard, "kind": event.kind, "reason": event.reason, "facts": dict(event.facts)}  # fmt: skip
+                click.echo(json.dumps(value, ensure_ascii=False))
+            if not found:
+                return
+            since, limit = found[-1].seq, limit - len(found)

@@ -1,0 +1,553 @@
+"""What a person asks of canwait, as plain calls: plan, run, load, cancel, resolve. CLI, notebooks and servers call these.
+
+with canwait.connect() as client:
+    job = client.job("jobs/classify.yaml")
+    job.plan()          # never spends
+    job.run()           # safe to interrupt, safe to repeat
+    job.failed, job.cost
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import views
+from .blobs import Blobs
+from .clock import Clock, SystemClock
+from .codec import plan_to_json, terms_to_json
+from .db import Row
+from .db import connect as connect_db
+from .engine import Engine, Pace
+from .errors import (
+    BudgetExceeded,
+    GatePending,
+    HumanNeeded,
+    KeyRefused,
+    NotFound,
+    PlanStale,
+    Problem,
+    SourceError,
+    SpecError,
+)
+from .ledger import Ledger, NewShard, OpenPlan, exceeded
+from .price import format_usd
+from .types import Job, JobState, Load, Outcome, Plan, Price, ShardState, Terms, Tier
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from .plan import Earlier
+    from .prepare import Known, Prepared
+    from .providers import Provider
+    from .sources import RowSource
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where things are and how fast they go, read from the environment once."""
+
+    db_url: str
+    home: Path  # blobs and spools of this ledger
+    pace: Pace
+    settle_s: float | None
+    ceiling_micros: int | None  # CANWAIT_BUDGET_USD: no job of this shell may go past it
+    env: Mapping[str, str]
+    simulated: bool = False
+
+
+def settings(env: Mapping[str, str] = os.environ) -> Settings:
+    """Settings of an environment. Raises SpecError naming every variable that cannot be understood."""
+    from .spec import parse_usd
+
+    problems: list[Problem] = []
+
+    def read(name: str, parse: Callable[[str], Any]) -> Any:
+        try:
+            return parse(env[name]) if env.get(name) else None
+        except ValueError as error:
+            problems.append(Problem("environment", None, None, name, str(error)))
+            return None
+
+    def seconds(text: str) -> float:
+        value = float(text)
+        if not 0 <= value < 1e7:
+            raise ValueError(f"{text} is not a number of seconds")
+        return value
+
+    home = Path(env.get("CANWAIT_HOME") or ".canwait")
+    url = env.get("CANWAIT_DB") or f"sqlite:///{home / 'ledger.db'}"
+    poll_s, settle_s = read("CANWAIT_POLL_S", seconds), read("CANWAIT_SETTLE_S", seconds)
+    ceiling = read("CANWAIT_BUDGET_USD", parse_usd)
+    if problems:
+        raise SpecError(problems, hint="`canwait doctor` prints the variables canwait reads")
+    if url.startswith("sqlite:///") and not env.get("CANWAIT_HOME"):
+        home = Path(url.removeprefix("sqlite:///")).parent
+    return Settings(url, home, Pace(poll_s=poll_s), settle_s, ceiling, env)
+
+
+def connect(url: str | None = None, *, env: Mapping[str, str] = os.environ, clock: Clock | None = None) -> Client:
+    """Open the ledger: `url`, else CANWAIT_DB, else `.canwait/ledger.db`. Raises LedgerUnreadable."""
+    return Client(settings({**env, **({"CANWAIT_DB": url} if url else {})}), clock or SystemClock())
+
+
+class Client(AbstractContextManager["Client"]):
+    """One ledger and the blobs beside it."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.settings, self.clock = settings, clock
+        self.blobs = Blobs(settings.home / "blobs")
+        self.ledger = Ledger(connect_db(settings.db_url))
+        holder = f"{socket.gethostname()}:{os.getpid()}"
+        self.engine = Engine(self.ledger, self.blobs, self.provider, clock, holder=holder, pace=settings.pace)
+        self._providers: dict[str, Provider] = {}
+        self._exits = ExitStack()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._exits.close()
+        self.ledger.close()
+
+    def closing(self, call: Callable[[], object]) -> None:
+        """Have something closed with this client."""
+        self._exits.callback(call)
+
+    def provider(self, name: str) -> Provider:
+        """The adapter of that name, opened from the environment once. Raises KeyRefused when its key is missing."""
+        if name not in self._providers:
+            from .providers.registry import open_provider
+
+            spool = self.settings.home / "spool"
+            self._providers[name] = open_provider(name, self.settings.env, spool=spool, settle_s=self.settings.settle_s)
+        return self._providers[name]
+
+    def job(
+        self, spec: str | Path | Job, *, source: RowSource | None = None, output: type[BaseModel] | None = None
+    ) -> JobHandle:
+        """A job by its file, or by its value; `source` overrides where its rows come from. Raises SpecError."""
+        if not isinstance(spec, Job):
+            from .spec import load_job
+
+            path = Path(spec)
+            if not path.is_file():
+                raise SpecError(
+                    [Problem(str(spec), None, None, None, "no such job file")], hint="`canwait init` writes one"
+                )
+            spec = load_job(path, output=output)
+        return JobHandle(self, spec, source)
+
+    def resolve(self, shard: str, batch_id: str | None) -> None:
+        """A person's answer to what a provider's listing cannot tell: no batch of the shard exists, or this one is it.
+
+        Raises NotFound unless the shard's fate is open, and BatchUnknown when the provider does not know the batch.
+        """
+        if batch_id is None:
+            self.ledger.resolve_absent(shard, self.clock.now())
+            return
+        held = self.ledger.shard(shard)
+        if held.state is not ShardState.SUBMITTING or not self.ledger.intent(held.token or "")[0].open:
+            raise NotFound(what="shard with an open submission", name=shard)
+        batch = self.engine.provider(held).poll(batch_id)
+        claimed = self.ledger.claim_one(shard, self.engine.holder, self.clock.now(), self.settings.pace.lease_s)
+        self.ledger.submitted(claimed, batch, self.clock.now(), "a person says this is its batch", self.clock.now())
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A job's money in USD, since its first run."""
+
+    confirmed: Decimal
+    reserved: Decimal
+    unknown: Decimal
+    wasted: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """A plan, with its money in USD and its words. Printing it shows the whole plan."""
+
+    value: Plan
+    job: Job
+
+    @property
+    def id(self) -> str:
+        return self.value.id
+
+    @property
+    def worst_usd(self) -> Decimal:
+        return _usd(self.value.worst_micros)
+
+    @property
+    def expected_usd(self) -> Decimal:
+        return _usd(self.value.expected_micros)
+
+    def explain(self) -> str:
+        from .plan import explain
+
+        return explain(self.value, self.job)
+
+    __str__ = __repr__ = explain
+
+
+@dataclass(frozen=True, slots=True)
+class Ok:
+    """A row with a usable answer: `value` is a mapping of the output's fields, or the text where there is no schema."""
+
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A row without one."""
+
+    key: str
+    outcome: str
+    cause: str | None
+    detail: str | None
+
+
+class JobHandle:
+    """A job under its durable name."""
+
+    def __init__(self, client: Client, job: Job, source: RowSource | None = None, frame: Any = None) -> None:
+        self.client, self.value, self._source, self._frame = client, job, source, frame
+
+    @property
+    def name(self) -> str:
+        return self.value.name
+
+    # ------------------------------------------------------------------------------------------------------- planning
+
+    def plan(self) -> JobPlan:
+        """What running would do and cost. Writes blobs, never money; needs no key. Raises SpecError, SourceError, UnknownPrice."""
+        from .prepare import save_plan
+
+        prepared = self._prepare(self._quoting())
+        save_plan(self.client.blobs, prepared)
+        return JobPlan(prepared.plan, self.value)
+
+    def _prepare(self, provider: Provider) -> Prepared:
+        from .prepare import prepare
+
+        c, job = self.client, self.value
+        return prepare(
+            job, source=self.source, provider=provider, blobs=c.blobs, known=self._known(), price_of=self._price,
+            earlier=self._earlier(), now=c.clock.now(),
+        )  # fmt: skip
+
+    def _quoting(self) -> Provider:
+        """The provider, for its limits: a plan needs no key, for it sends nothing."""
+        from .providers.registry import open_provider
+
+        try:
+            return self.client.provider(self.value.provider)
+        except KeyRefused as error:
+            s = self.client.settings
+            env = {**s.env, str(error.fields["variable"]): "none: planning sends nothing"}
+            return open_provider(self.value.provider, env, spool=s.home / "spool", settle_s=s.settle_s)
+
+    @cached_property
+    def source(self) -> RowSource:
+        if self._source is not None:
+            return self._source
+        from .sources.opening import open_source
+
+        return open_source(self.value.source, self.value.base_dir)
+
+    def _price(self, tier: Tier) -> Price:
+        from .prices import find_overrides, lookup
+
+        given = self.client.settings.env.get("CANWAIT_PRICES")
+        overrides = Path(given) if given else find_overrides(self.value.base_dir)
+        today = self.client.clock.now().date()
+        return lookup(self.value.provider, self.value.model, tier, today=today, overrides=overrides)
+
+    def _known(self) -> Known:
+        """What need not be paid again: every line this job ever planned, and other jobs' usable answers."""
+        from .prepare import Known
+
+        roots = sorted(self.client.ledger.query("roots"), key=lambda r: r["job"] != self.name)
+        return Known((r["id"], self.client.blobs.path(r["manifest_blob"]), _reusable(r, self.name)) for r in roots)
+
+    def _earlier(self) -> Earlier | None:
+        """What this job's answered rows tell about the next ones; None before there are any."""
+        from .plan import Earlier
+
+        row = self.client.ledger.query("answered", job=self.name)[0]
+        if not row["n"]:
+            return None
+        per_bound = Decimal(int(row["input_tokens"])) / int(row["input_bound"]) if row["input_bound"] else None
+        return Earlier(int(row["n"]), Decimal(int(row["output_tokens"])) / int(row["n"]), per_bound)
+
+    # -------------------------------------------------------------------------------------------------------- running
+
+    def run(
+        self, *, plan: str | JobPlan | None = None, approve: Callable[[JobPlan], bool] | None = None, only: str | None = None,
+        until: datetime | None = None, watch: Callable[[], None] = lambda: None,
+    ) -> views.Figures | Any:  # fmt: skip
+        """Run the job to its end, or go on with it; the figures since its first run (of a frame: the frame, answered).
+
+        plan: run exactly this plan, or raise PlanStale. approve: asked once before the first money is held; None approves,
+        for the budget is stated. only: send failed rows again, `failed`, `failed:CAUSE`, `expired`, `missing`, `cancelled`.
+        Raises BudgetExceeded before anything is sent; SourceError for bad rows; KeyRefused; JobPaused is left to figures.
+        """
+        self.open(plan=plan, approve=approve)
+        if only:
+            self._again(only)
+        self.client.engine.run(self.name, until=until, watch=watch)
+        figures = self._finish()
+        return self.frame() if self._frame is not None and figures.finished else figures
+
+    def open(self, *, plan: str | JobPlan | None = None, approve: Callable[[JobPlan], bool] | None = None) -> Plan:
+        """Open the plan's shards in the ledger: from here on any caller may run them."""
+        wanted = plan.id if isinstance(plan, JobPlan) else plan
+        c = self.client
+        provider = c.provider(self.value.provider)
+        while True:
+            jobs = {r["name"]: r for r in c.ledger.query("job", name=self.name)}
+            revision = jobs[self.name]["revision"] if jobs else 0
+            prepared = self._prepare(provider)
+            value = prepared.plan
+            if wanted is not None and value.id != wanted:
+                raise PlanStale(
+                    plan=wanted, why=f"rows, prompt, model or prices changed; now it is {value.id}", spec=self.name
+                )
+            if value.n_bad_rows:
+                raise _bad_rows(value, self.source.name)
+            terms = Terms(value.provider, value.model, value.endpoint, value.tier, value.price, self.value.output_schema,
+                          self.value.attempts, self.value.source.key, self.value.dedupe)  # fmt: skip
+            self._check_columns(terms)
+            if value.n_new and not c.ledger.query("plan", job=self.name, digest=value.digest):
+                self._afford(value)
+                if approve is not None and not approve(JobPlan(value, self.value)):
+                    raise HumanNeeded(what=f"plan {value.id}", hint="nothing was sent")
+            limits = self.value.budget
+            if c.settings.ceiling_micros is not None:
+                limits = replace(
+                    limits, micros=min(c.settings.ceiling_micros, limits.micros or c.settings.ceiling_micros)
+                )
+            now = c.clock.now()
+            new = [
+                NewShard(s.id, s.id, 1, value.provider, provider.account, s.n_lines, s.requests_blob, s.manifest_blob, s.input_bound,
+                         s.output_bound, s.worst_micros, now) for s in value.shards
+            ]  # fmt: skip
+            body = {**plan_to_json(value), "shards": [], "shard_ids": []}
+            opened = OpenPlan(self.name, value.digest, body, terms_to_json(terms), self.value.owner, limits,
+                              now + timedelta(seconds=self.value.deadline_s), new, prepared.answering, revision)  # fmt: skip
+            if c.ledger.open_plan(opened, now):
+                return value
+
+    def _check_columns(self, terms: Terms) -> None:
+        from .load import columns_of
+        from .sinks.opening import open_sink
+
+        columns_of(terms)
+        if self.value.load is not None:
+            open_sink(self.value.load, self.value.base_dir, self.value.source.key)
+
+    def _afford(self, plan: Plan) -> None:
+        """Raises BudgetExceeded when the plan's worst case cannot be held; `trim` lets the shards that fit run."""
+        budget, tokens = self.value.budget, plan.input_bound + plan.output_bound
+        if budget.rows is not None and plan.n_new > budget.rows:
+            raise BudgetExceeded(
+                f"plan {plan.id} asks for {plan.n_new} rows; the budget allows {budget.rows}", budget=f"job:{self.name}"
+            )
+        if budget.on_exceed == "trim":
+            return
+        month = f"month:{self.client.clock.now():%Y-%m}"
+        rows = {r["id"]: dict(r) for r in self.client.ledger.query("budgets")}
+        blank = dict.fromkeys(("held_micros", "spent_micros", "held_tokens", "spent_tokens"), 0)
+        template = rows.get("month", {"limit_micros": None, "limit_tokens": None})
+        own = {**rows.get(f"job:{self.name}", {**blank, "frozen": None}), "id": f"job:{self.name}"}
+        ceiling = self.client.settings.ceiling_micros
+        limits = [m for m in (budget.micros, ceiling) if m is not None]
+        own |= {"limit_micros": min(limits, default=None), "limit_tokens": budget.tokens}
+        monthly = rows.get(month, {**template, **blank, "id": month, "frozen": None})
+        for row in (own, rows.get(f"project:{self.value.owner}"), monthly):
+            if row is None:
+                continue
+            over = (
+                row["limit_micros"] is not None
+                and row["spent_micros"] + row["held_micros"] + plan.worst_micros > row["limit_micros"]
+            )
+            more = (
+                row["limit_tokens"] is not None
+                and row["spent_tokens"] + row["held_tokens"] + tokens > row["limit_tokens"]
+            )
+            if over or more:
+                raise exceeded(row, f"plan {plan.id} in the worst case", plan.worst_micros, tokens)
+
+    def _again(self, selector: str) -> None:
+        """Open shards for rows that failed and that a person wants sent again. Raises NotFound when there are none."""
+        from . import landing
+        from .resend import select
+
+        c = self.client
+        chosen = select(c.ledger, c.blobs, self.name, selector)
+        shards: list[NewShard] = []
+        for root, lines in chosen:
+            manifest = landing.read_manifest(c.blobs.path(root.manifest_blob))
+            tried = len(c.ledger.query("shards_of_root", root=root.id))
+            shards.append(c.engine.follow_up(root, manifest, lines, 1, c.ledger.terms(root), why=f"{selector} {tried}"))
+        if not shards:
+            raise NotFound(what="rows", name=f"`{selector}`", hint="`canwait status` says what failed, and why")
+        c.ledger.add_shards(self.name, shards, f"a person asked for `{selector}` again", c.clock.now())
+
+    def _finish(self) -> views.Figures:
+        """Where the job stands now; when nothing is open its rows are loaded, unless a gate stands before them."""
+        c = self.client
+        figures = views.figures(c.ledger, self.name)
+        state, why = standing(
+            figures, cancelled=bool(c.ledger.job(self.name)["cancelled"]), gated=self.value.quality is not None
+        )
+        if figures.finished and self.value.load is not None and state is not JobState.GATE:
+            self.load()
+        c.ledger.set_job_state(self.name, state, why, c.clock.now())
+        return views.figures(c.ledger, self.name)
+
+    # ---------------------------------------------------------------------------------------------------------- rows
+
+    def load(self) -> int:
+        """Bring the usable rows into the target in one atomic step, the failed ones beside it; rows the target has then.
+
+        Safe to repeat. Raises GatePending when the job must be judged first, SinkError with the target as it was.
+        """
+        from .load import answers
+        from .sinks.opening import failed_path, open_sink
+
+        c, job = self.client, self.value
+        if job.quality is not None:
+            raise GatePending(
+                job=self.name, hint="judging comes with a later version; without `quality:` the job loads at its end"
+            )
+        if job.load is None:
+            raise SpecError(
+                [Problem(self.name, None, None, "load", "the job file names no target")],
+                hint="add `load: labels.parquet`",
+            )
+        with answers(c.ledger, c.blobs, self.name) as rows:
+            key = job.source.key
+            n = open_sink(job.load, job.base_dir, key).load(rows.loaded(), rows.columns.loaded)
+            beside = Load(failed_path(job.load), "replace", job.load.format)
+            n_failed = open_sink(beside, job.base_dir, key).load(rows.failed(), rows.columns.failed)
+            if not n_failed:
+                (job.base_dir / beside.to).unlink(missing_ok=True)
+        c.ledger.loaded(self.name, {"to": job.load.to, "rows": n, "failed": n_failed}, c.clock.now())
+        return n
+
+    def rows(self) -> Iterator[Ok | Failed]:
+        """Every ended row of the dataset. Raises GatePending when the job must be judged first."""
+        from .load import answers
+
+        if self.value.quality is not None:
+            raise GatePending(job=self.name)
+        with answers(self.client.ledger, self.client.blobs, self.name) as rows:
+            names = [n for n, _ in rows.columns.fields]
+            for batch in rows.loaded():
+                for record in batch.to_pylist():
+                    value = {n: record[n] for n in names} if names else record["output"]
+                    yield Ok(record[rows.columns.key], value)
+            for batch in rows.failed():
+                for record in batch.to_pylist():
+                    yield Failed(record[rows.columns.key], record["_outcome"], record["_cause"], record["_detail"])
+
+    @property
+    def failed(self) -> list[Failed]:
+        """Rows without a usable answer, with their cause."""
+        return [row for row in self.rows() if isinstance(row, Failed)]
+
+    @property
+    def cost(self) -> Cost:
+        f = self.figures()
+        return Cost(_usd(f.confirmed_micros), _usd(f.reserved_micros), _usd(f.unknown_micros), _usd(f.wasted_micros))
+
+    def figures(self) -> views.Figures:
+        """Raises NotFound before the first run."""
+        return views.figures(self.client.ledger, self.name)
+
+    def frame(self) -> Any:
+        """The frame that went in, with the output's columns added; rows without a usable answer hold nulls."""
+        import pyarrow as pa
+
+        from .load import answers
+        from .sources.frames import to_frame_like, to_table
+
+        if self.value.quality is not None:
+            raise GatePending(job=self.name)
+        from .render import key_text
+
+        table = to_table(self._frame)
+        with answers(self.client.ledger, self.client.blobs, self.name) as rows:
+            found = pa.Table.from_batches(list(rows.loaded()), rows.columns.loaded)
+            names = [n for n, _ in rows.columns.fields] or ["output"]
+        places = {key: place for place, key in enumerate(found[self.value.source.key].to_pylist())}
+        taken = pa.array([places.get(key_text(k)) for k in table[self.value.source.key].to_pylist()], pa.int64())
+        for name in names:
+            table = table.append_column(name, found[name].take(taken)) if name not in table.column_names else table
+        return to_frame_like(self._frame, table)
+
+
+def standing(figures: views.Figures, *, cancelled: bool, gated: bool) -> tuple[JobState, str]:
+    """Where a job stands, and why."""
+    words = f"{figures.ok} ok, {figures.failed} failed, {figures.missing} missing of {figures.rows}"
+    if not figures.finished:
+        return JobState.IN_PROGRESS, figures.paused or (figures.blocked[0] if figures.blocked else "shards are open")
+    if cancelled:
+        return JobState.CANCELLED, words
+    if figures.ok == figures.rows:
+        return (JobState.GATE, "waits to be judged") if gated else (JobState.COMPLETED, words)
+    if figures.ok == 0 and figures.expired:
+        return JobState.EXPIRED, words
+    return (JobState.GATE, "waits to be judged") if gated and figures.ok else (JobState.COMPLETED_WITH_FAILURES, words)
+
+
+def map(
+    frame: Any, name: str, *, model: str, key: str, prompt: str, budget_usd: Any, max_output_tokens: int,
+    output: type[BaseModel] | Mapping[str, Any] | None = None, deadline: str = "24h", urgency: str = "batch",
+    client: Client | None = None, **fields: Any,
+) -> JobHandle:  # fmt: skip
+    """A job over the rows of a pandas, polars or Arrow frame; nothing is sent before `run`.
+
+    The same name with the same rows is the same job: running it again costs nothing. `fields` are the job file's others.
+    """
+    from .sources.frames import from_frame
+    from .spec import job_from_dict
+
+    spec = {
+        "version": 1, "name": name, "source": {"uri": "frame:", "key": key}, "model": model, "prompt": prompt, "deadline": deadline,
+        "urgency": urgency, "max_output_tokens": max_output_tokens, "budget": {"usd": str(budget_usd)}, **fields,
+    }  # fmt: skip
+    if output is not None:
+        spec["output"] = output if isinstance(output, Mapping) else output.model_json_schema()
+    job = job_from_dict(spec, base_dir=Path.cwd())
+    return JobHandle(client or connect(), job, from_frame(frame), frame)
+
+
+def _reusable(root: Row, job: str) -> Callable[[int], bool]:
+    if root["job"] == job:
+        return lambda line: True
+    vector = zlib.decompress(root["vector"])
+    return lambda line: vector[line] == Outcome.OK
+
+
+def _bad_rows(plan: Plan, source: str) -> SourceError:
+    problems = [Problem(source, bad.line, None, bad.key, bad.problem) for bad in plan.bad_rows]
+    if plan.n_bad_rows > len(plan.bad_rows):
+        problems.append(Problem(source, None, None, None, f"... and {plan.n_bad_rows - len(plan.bad_rows)} more"))
+    return SourceError(problems)
+
+
+def _usd(micros: int) -> Decimal:
+    return Decimal(format_usd(micros))

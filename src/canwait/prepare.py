@@ -1,0 +1,559 @@
+"""Rows -> a plan and the blobs it runs from, in one streaming pass. Spends nothing and tells the ledger nothing.
+
+Memory is a batch of rows, the lines of the shards still open (40 bytes each), and two digests and a counter for every
+row of the dataset, whatever the rows weigh.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import blake2b, sha256
+from itertools import repeat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .blobs import Blobs
+from .codec import plan_from_json, plan_to_json
+from .errors import BlobError, NotFound, Problem, SourceError
+from .landing import MANIFEST, read_manifest
+from .plan import (
+    MAX_BAD_ROWS,
+    MAX_GROUPS,
+    Earlier,
+    Expectation,
+    Room,
+    Sizes,
+    bound_micros,
+    choose,
+    digest_of,
+    expect,
+    expected_micros,
+    fingerprint_of,
+    identity_of,
+    offers_for,
+    plan_id,
+    room_for,
+    shard_id,
+)
+from .providers import Provider
+from .render import Renderer, RowProblem, compile_job, did_you_mean, endpoint, key_text, request_key
+from .sources import RowBatch, RowSource
+from .tokens import counter
+from .types import BadRow, Job, Plan, PlannedShard, Price, Tier, Tokens
+
+_ROWS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),  # index into Plan.shard_ids
+        pa.field("line", pa.int32(), nullable=False),
+    ]
+)
+_ROW_GROUP = 65_536
+_CUSTOM_ID = "c" + "0" * 20 + "-999999"  # none is longer
+_PLAN_ID = re.compile("p_[0-9a-f]{12}")
+_LINE = 0xFFFFFFFF  # a place is one integer: shard ordinal << 32 | line
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A plan, and how many dataset rows wait for each line of the shards that answer it."""
+
+    plan: Plan
+    answering: tuple[tuple[str, bytes], ...]  # by ordinal: shard id, weights as uint32 LE per line
+
+
+class Known:
+    """Requests that are paid or on their way, and which line of which shard answers each."""
+
+    def __init__(self, shards: Iterable[tuple[str, Path, Callable[[int], bool]]] = ()) -> None:
+        """`shards`: id and manifest of every root shard, and which of its lines may be reused; the first one counts."""
+        self.n_lines: dict[str, int] = {}  # by shard, of all of them: none of these ids is given again
+        self._ids: list[str] = []
+        self._places: dict[bytes, int] = {}
+        for ordinal, (shard, manifest, may_reuse) in enumerate(shards):
+            identities = read_manifest(manifest)["identity"].to_pylist()
+            self.n_lines[shard] = len(identities)
+            self._ids.append(shard)
+            for line, identity in enumerate(identities):
+                if identity not in self._places and may_reuse(line):
+                    self._places[identity] = ordinal << 32 | line
+
+    def get(self, identity: bytes) -> tuple[str, int] | None:
+        """Shard and line."""
+        place = self._places.get(identity)
+        return None if place is None else (self._ids[place >> 32], place & _LINE)
+
+
+def prepare(
+    job: Job,
+    *,
+    source: RowSource,
+    provider: Provider,
+    blobs: Blobs,
+    known: Known,
+    price_of: Callable[[Tier], Price],
+    earlier: Earlier | None,
+    now: datetime,
+) -> Prepared:
+    """Plan a job over the rows of its source.
+
+    Bad rows are counted, not raised: a plan that has any must not be run. Raises SourceError for a file that cannot be
+    read and for columns that are missing, SpecError for a prompt with faults and a deadline nobody meets, UnknownPrice,
+    and BlobError for a full disk. Then there is no plan.
+    """
+    limits = provider.limits(job.model)
+    offers = offers_for(job, provider.name, limits, price_of)
+    price = choose(job, offers).price
+    assert price is not None
+    standard = next((offer.price for offer in offers if offer.tier is Tier.STANDARD), None)
+    renderer = compile_job(job)
+    _check_columns(job, source, renderer)
+    room = room_for(job, provider.name, limits)
+    measuring = counter(provider.name, job.model)
+    expected = expect(job, measuring, earlier)
+
+    places: dict[bytes, int] = {}  # of every request, by its identity
+    n_duplicates = n_reused = 0
+    with _scratch(blobs) as folder, _Rows(folder) as rows:
+        requests = _Requests(job, source.name, provider, renderer, room)
+        shards = _Shards(
+            requests, room, Sizes(room.max_lines, provider.mark), expected, price, standard, known, blobs, folder
+        )
+        for batch in source.batches():
+            wanted = requests.of(batch)
+            fresh: dict[bytes, _Request] = {}
+            for request in wanted:
+                if request.identity in places or request.identity in fresh:
+                    n_duplicates += 1
+                elif answered := known.get(request.identity):
+                    n_reused += 1
+                    places[request.identity] = shards.reuse(*answered)
+                else:
+                    fresh[request.identity] = request
+            sizes = expected.input(
+                measuring.measure([request.texts for request in fresh.values()], renderer.fixed_bytes)
+            )
+            for request, size in zip(fresh.values(), sizes, strict=True):
+                places[request.identity] = shards.add(request, size)
+            shards.write()
+            answers = [places[request.identity] for request in wanted]
+            shards.weigh(answers)
+            rows.add([request.key for request in wanted], answers)
+        planned = shards.finish()
+        rows_blob = blobs.adopt(rows.finish(shards.moves))
+
+    digest = digest_of(job, endpoint(job), price, requests.digest)
+    made = Plan(
+        id=plan_id(digest), digest=digest, job=job.name, provider=provider.name, model=job.model, tier=price.tier,
+        endpoint=endpoint(job), price=price, standard_price=standard, n_rows=requests.n_rows, n_duplicates=n_duplicates,
+        n_reused=n_reused, n_new=sum(s.n_lines for s in planned), bad_rows=tuple(requests.bad_rows),
+        n_bad_rows=requests.n_bad_rows, input_expected=sum(s.input_expected for s in planned),
+        input_bound=sum(s.input_bound for s in planned), output_expected=shards.output_expected,
+        output_bound=sum(s.output_bound for s in planned), tokens_kind=expected.tokens_kind,
+        tokens_by=expected.tokens_by, output_basis=expected.output_basis,
+        expected_micros=sum(s.expected_micros for s in planned), worst_micros=sum(s.worst_micros for s in planned),
+        standard_micros=None if standard is None else shards.standard_micros, attempts=job.attempts, shards=planned,
+        offers=offers, rows_blob=rows_blob, shard_ids=tuple(shards.ids),
+        source_fingerprint=fingerprint_of(job, source.fingerprint()), source_as_of=now, created_at=now,
+    )  # fmt: skip
+    return Prepared(made, tuple(zip(shards.ids, map(_uint32, shards.weights), strict=True)))
+
+
+def _check_columns(job: Job, source: RowSource, renderer: Renderer) -> None:
+    """Raises SourceError with every column that is asked for and not there."""
+    asked = [("source.key", job.source.key), *((("shard.by", job.shard.by),) if job.shard.by else ())]
+    asked += [("prompt", column) for column, _ in renderer.missing(source.columns)]
+    problems = [
+        Problem(source.name, None, None, where, f"there is no column '{name}'{did_you_mean(name, source.columns)}")
+        for where, name in asked
+        if name not in source.columns
+    ]
+    if problems:
+        raise SourceError(problems)
+
+
+# ------------------------------------------------------------------------------------------------------ rows, requests
+
+
+class _Request(NamedTuple):
+    key: str
+    identity: bytes
+    body: bytes
+    texts: tuple[str, ...]
+    n_bytes: int  # of its line as it goes over the wire
+    group: str | None  # the value of `shard.by`
+
+
+class _Requests:
+    """Rows become requests; those that cannot are kept, each with its reason."""
+
+    def __init__(self, job: Job, source: str, provider: Provider, renderer: Renderer, room: Room) -> None:
+        self.job, self.source, self.n_rows, self.n_bad_rows = job, source, 0, 0
+        self.bad_rows: list[BadRow] = []
+        self._provider, self._renderer, self._room = provider, renderer, room
+        self._endpoint = endpoint(job)
+        self._names = sorted(renderer.columns)
+        self._lines: dict[bytes, int] = {}  # digest of a key -> the line it stands on
+        self._digest = sha256()
+
+    @property
+    def digest(self) -> bytes:
+        """sha256 over key and request of every good row, in order."""
+        return self._digest.digest()
+
+    def of(self, batch: RowBatch) -> list[_Request]:
+        """The requests of a batch's good rows."""
+        n = len(batch.lines)
+        self.n_rows += n
+        columns = [batch.columns[name] for name in self._names]
+        values: Iterable[tuple[Any, ...]] = zip(*columns, strict=True) if columns else repeat((), n)
+        groups = batch.columns[self.job.shard.by] if self.job.shard.by else repeat(None, n)
+        found = []
+        for line, key, group, row in zip(batch.lines, batch.columns[self.job.source.key], groups, values, strict=True):
+            if request := self._request(line, key, group, dict(zip(self._names, row, strict=True))):
+                found.append(request)
+        self._digest.update(b"".join([b"%d:%b%b" % (len(k := r.key.encode()), k, r.identity) for r in found]))
+        return found
+
+    def _request(self, line: int, value: object, group: object, row: Mapping[str, Any]) -> _Request | None:
+        try:
+            key = key_text(value)
+        except ValueError as error:
+            return self._refuse(line, None, str(error))
+        first = self._lines.setdefault(blake2b(key.encode(), digest_size=16).digest(), line)
+        if first != line:
+            return self._refuse(line, key, f"the key stands on line {first} already; a key names one row")
+        try:
+            body, texts = self._renderer.render(row)
+        except RowProblem as error:
+            return self._refuse(line, key, str(error))
+        n_bytes = self.line_bytes(body)
+        if n_bytes > self._room.max_line_bytes:
+            most = f"{self._provider.name} takes at most {self._room.max_line_bytes:,}"
+            return self._refuse(line, key, f"the request is {n_bytes:,} bytes long; {most}")
+        identity = identity_of(request_key(body, self.job.model, self._endpoint), self.job, key)
+        where = None if self.job.shard.by is None else "" if group is None else str(group)
+        return _Request(key, identity, body, texts, n_bytes, where)
+
+    def line_bytes(self, body: bytes) -> int:
+        return len(self._provider.encode(_CUSTOM_ID, body, self._endpoint)) + 1
+
+    def _refuse(self, line: int, key: str | None, problem: str) -> None:
+        self.n_bad_rows += 1
+        if len(self.bad_rows) < MAX_BAD_ROWS:
+            self.bad_rows.append(BadRow(line, key, problem))
+
+
+# -------------------------------------------------------------------------------------------------------------- shards
+
+
+@dataclass(slots=True)
+class _Shard:
+    """A shard that still takes lines. Those of the batch at hand wait in `pending`, all others are in the file."""
+
+    ordinal: int
+    group: str | None
+    path: Path
+    pending: list[bytes] = field(default_factory=list)
+    identities: bytearray = field(default_factory=bytearray)  # 16 bytes a line
+    lengths: array[int] = field(default_factory=lambda: array("I"))  # of each line in the file
+    expected: array[int] = field(default_factory=lambda: array("q"))
+    bounds: array[int] = field(default_factory=lambda: array("q"))
+    n_bytes: int = 0  # as it goes over the wire
+    n_tokens: int = 0  # at their bound
+
+    @property
+    def n_lines(self) -> int:
+        return len(self.lengths)
+
+    def append(self, body: bytes, n_bytes: int, identity: bytes, expected: int, bound: int) -> None:
+        self.pending.append(body)
+        self.identities += identity
+        self.lengths.append(len(body) + 1)
+        self.expected.append(expected)
+        self.bounds.append(bound)
+        self.n_bytes += n_bytes
+        self.n_tokens += bound
+
+    def write(self) -> None:
+        if self.pending:
+            with self.path.open("ab") as file:  # opened anew each time: many may be open at once
+                file.write(b"\n".join([*self.pending, b""]))
+            self.pending.clear()
+
+
+class _Shards:
+    """New requests are written to shard files, in order and within every limit."""
+
+    def __init__(
+        self, requests: _Requests, room: Room, sizes: Sizes, expected: Expectation, price: Price, standard: Price | None,
+        known: Known, blobs: Blobs, folder: Path,
+    ) -> None:  # fmt: skip
+        self.ids: list[str] = []  # by ordinal; that of a new shard is known once it is closed
+        self.weights: list[array[int]] = []  # by ordinal, by line
+        self.moves: dict[int, tuple[int, int]] = {}  # ordinal -> first line that moved, and the ordinal it moved to
+        self.output_expected = self.standard_micros = 0
+        self._requests, self._room, self._sizes, self._expected = requests, room, sizes, expected
+        self._price, self._standard, self._known, self._blobs, self._folder = price, standard, known, blobs, folder
+        self._job = requests.job
+        self._open: dict[str | None, _Shard] = {}
+        self._reused: dict[str, int] = {}
+        self._closed: dict[int, PlannedShard] = {}
+
+    def reuse(self, shard: str, line: int) -> int:
+        """The place of a request that an older shard answers."""
+        if shard not in self._reused:
+            self._reused[shard] = self._next(shard, self._known.n_lines[shard])
+        return self._reused[shard] << 32 | line
+
+    def add(self, request: _Request, tokens: Tokens) -> int:
+        """The place of a new request. Closes shards that are full before it."""
+        shard = self._open.get(request.group)
+        while shard and not self._fits(shard, request, tokens):
+            shard = self._close(shard, last=False)
+        if shard is None:
+            shard = self._begin(request.group)
+        shard.append(request.body, request.n_bytes, request.identity, tokens.expected, tokens.bound)
+        weights = self.weights[shard.ordinal]
+        weights.append(0)
+        return shard.ordinal << 32 | len(weights) - 1
+
+    def write(self) -> None:
+        """Everything added so far goes to the files."""
+        for shard in self._open.values():
+            shard.write()
+
+    def weigh(self, places: Iterable[int]) -> None:
+        """One more row waits for each of these."""
+        weights = self.weights
+        for place in places:
+            weights[place >> 32][place & _LINE] += 1
+
+    def finish(self) -> tuple[PlannedShard, ...]:
+        """All new shards, in order."""
+        for shard in sorted(self._open.values(), key=lambda shard: shard.n_lines):  # small ones can be cut least
+            self._close(shard, last=True)
+        for ordinal, (first, other) in sorted(self.moves.items()):
+            for line, weight in enumerate(self.weights[ordinal][first:]):
+                self.weights[other][line] += weight
+            del self.weights[ordinal][first:]
+        return tuple(shard for _, shard in sorted(self._closed.items()))
+
+    def _fits(self, shard: _Shard, request: _Request, tokens: Tokens) -> bool:
+        room = self._room
+        return (
+            shard.n_lines < self._sizes.full
+            and shard.n_bytes + request.n_bytes <= room.max_bytes
+            and (room.max_tokens is None or shard.n_tokens + tokens.bound <= room.max_tokens)
+        )
+
+    def _begin(self, group: str | None) -> _Shard:
+        if len(self._open) == MAX_GROUPS:
+            found = f"more than {MAX_GROUPS} different values of '{self._job.shard.by}', and each is a batch of its own"
+            problem = Problem(self._requests.source, None, None, "shard.by", found)
+            raise SourceError([problem], hint="name a column with fewer values; nothing was sent")
+        ordinal = self._next("", 0)
+        self._open[group] = _Shard(ordinal, group, self._folder / str(ordinal))
+        return self._open[group]
+
+    def _next(self, name: str, n_lines: int) -> int:
+        self.ids.append(name)
+        self.weights.append(array("I", bytes(4 * n_lines)))
+        return len(self.ids) - 1
+
+    def _close(self, shard: _Shard, *, last: bool) -> _Shard | None:
+        """Close a shard; the one that took lines over from it, if there is one."""
+        shard.write()
+        del self._open[shard.group]
+        keep = self._sizes.cut(shard.n_lines, last=last)
+        rest = self._carry(shard, keep) if keep < shard.n_lines else None
+        self._sizes.take(keep)
+        self._seal(shard)
+        if rest and last:
+            return self._close(rest, last=True)
+        return rest
+
+    def _carry(self, shard: _Shard, keep: int) -> _Shard:
+        """Move the lines after the first `keep` to a new shard. Rows that wait for them are told at the end."""
+        rest = self._begin(shard.group)
+        self.moves[shard.ordinal] = (keep, rest.ordinal)
+        with shard.path.open("r+b") as file:
+            file.seek(sum(shard.lengths[:keep]))
+            for line, body in enumerate(file.read()[:-1].split(b"\n"), keep):
+                identity = bytes(shard.identities[16 * line : 16 * line + 16])
+                rest.append(body, self._requests.line_bytes(body), identity, shard.expected[line], shard.bounds[line])
+                self.weights[rest.ordinal].append(0)
+            file.truncate(sum(shard.lengths[:keep]))
+        del shard.lengths[keep:], shard.identities[16 * keep :], shard.expected[keep:], shard.bounds[keep:]
+        shard.n_bytes -= rest.n_bytes
+        return rest
+
+    def _seal(self, shard: _Shard) -> None:
+        n, most = shard.n_lines, self._job.max_output_tokens
+        requests_blob = self._blobs.adopt(shard.path)
+        name = shard_id(self._job.name, requests_blob, bytes(shard.identities), self._known.n_lines)
+        n_output = self._expected.output(n)
+        self.output_expected += n_output
+        if self._standard:
+            self.standard_micros += expected_micros(shard.expected, n_output, self._standard)
+        self.ids[shard.ordinal] = name
+        self._closed[shard.ordinal] = PlannedShard(
+            id=name, n_lines=n, n_bytes=shard.n_bytes, requests_blob=requests_blob, manifest_blob=self._manifest(shard),
+            input_expected=sum(shard.expected), input_bound=sum(shard.bounds), output_bound=n * most,
+            expected_micros=expected_micros(shard.expected, n_output, self._price),
+            worst_micros=bound_micros(shard.bounds, most, self._price), by=shard.group,
+        )  # fmt: skip
+
+    def _manifest(self, shard: _Shard) -> str:
+        n = shard.n_lines
+        columns = [
+            pa.array(range(n), pa.int32()),
+            pa.Array.from_buffers(pa.binary(16), n, [None, pa.py_buffer(shard.identities)]),
+            pa.Array.from_buffers(pa.int64(), n, [None, pa.py_buffer(shard.expected)]),
+            pa.Array.from_buffers(pa.int64(), n, [None, pa.py_buffer(shard.bounds)]),
+            pa.repeat(pa.scalar(self._job.max_output_tokens, pa.int64()), n),
+        ]
+        path = shard.path.with_suffix(".parquet")
+        pq.write_table(pa.Table.from_arrays(columns, schema=MANIFEST), path, compression="zstd", compression_level=1)
+        return self._blobs.adopt(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+
+class _Rows:
+    """Which line of which shard answers each good row, in source order."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "rows.parquet"
+        self._writer = _parquet(self._path)
+        self._keys: list[str] = []
+        self._places = array("Q")
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def add(self, keys: Sequence[str], places: Iterable[int]) -> None:
+        self._keys += keys
+        self._places.extend(places)
+        if len(self._keys) >= _ROW_GROUP:
+            self._write()
+
+    def finish(self, moves: Mapping[int, tuple[int, int]]) -> Path:
+        """The finished file. Lines that moved to another shard are followed there."""
+        self._write()
+        self._writer.close()
+        if not moves:
+            return self._path
+        moved = self._path.with_name("moved.parquet")
+        with _parquet(moved) as writer:
+            for group in pq.ParquetFile(self._path, pre_buffer=False).iter_batches(_ROW_GROUP):
+                places = zip(group["shard"].to_pylist(), group["line"].to_pylist(), strict=True)
+                shards, lines = zip(*(_followed(*place, moves) for place in places), strict=True)
+                writer.write_batch(_records(group["key"], shards, lines))
+        return moved
+
+    def _write(self) -> None:
+        shards, lines = [p >> 32 for p in self._places], [p & _LINE for p in self._places]
+        self._writer.write_batch(_records(pa.array(self._keys, pa.string()), shards, lines))
+        self._keys.clear()
+        del self._places[:]
+
+
+def _parquet(path: Path) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, _ROWS, compression="zstd", compression_level=1)
+
+
+def _records(keys: Any, shards: Sequence[int], lines: Sequence[int]) -> pa.RecordBatch:
+    return pa.record_batch([keys, pa.array(shards, pa.int32()), pa.array(lines, pa.int32())], schema=_ROWS)
+
+
+def _followed(shard: int, line: int, moves: Mapping[int, tuple[int, int]]) -> tuple[int, int]:
+    while (move := moves.get(shard)) and line >= move[0]:
+        shard, line = move[1], line - move[0]
+    return shard, line
+
+
+# ------------------------------------------------------------------------------------------------------- kept by name
+
+
+def save_plan(blobs: Blobs, prepared: Prepared) -> None:
+    """Keep a plan, so that it can be run by its id. A later plan of the same id takes its place."""
+    answering = [[shard, base64.b64encode(zlib.compress(w)).decode()] for shard, w in prepared.answering]
+    blob = blobs.put(json.dumps({"plan": plan_to_json(prepared.plan), "answering": answering}).encode())
+    path = _path(blobs, prepared.plan.id)
+    with _scratch(blobs) as folder:
+        draft = folder / path.name
+        with draft.open("wb") as file:
+            file.write(json.dumps({"blob": blob}).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        path.parent.mkdir(exist_ok=True)
+        draft.replace(path)
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def load_plan(blobs: Blobs, plan: str) -> Prepared:
+    """The plan kept under an id. Raises NotFound when there is none, BlobError when it is damaged."""
+    path = _path(blobs, plan)
+    if not path.is_file():
+        raise NotFound(
+            f"No plan {plan} is kept in {blobs.folder}.", what="plan", name=plan, hint="`canwait plan` makes one"
+        )
+    try:
+        kept = json.loads(blobs.read(json.loads(path.read_bytes())["blob"]))
+        answering = tuple((shard, zlib.decompress(base64.b64decode(weights))) for shard, weights in kept["answering"])
+        return Prepared(plan_from_json(kept["plan"]), answering)
+    except (ValueError, TypeError, KeyError, zlib.error) as error:
+        raise BlobError(f"{path} is damaged: {error}", hint="`canwait plan` makes it again") from error
+
+
+def _path(blobs: Blobs, plan: str) -> Path:
+    if not _PLAN_ID.fullmatch(plan):
+        raise NotFound(f"{plan!r} is not the id of a plan.", what="plan", name=plan, hint="`canwait plan` prints one")
+    return blobs.folder / "plans" / f"{plan}.json"
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+@contextmanager
+def _scratch(blobs: Blobs) -> Iterator[Path]:
+    """A folder for files that become blobs; whatever is left in it goes."""
+    folder = blobs.scratch()
+    try:
+        yield folder
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some space, then plan again; nothing was sent" if full else None
+        raise BlobError(f"{blobs.folder} could not be written: {error.strerror or error}", hint=hint) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _uint32(weights: array[int]) -> bytes:
+    if sys.byteorder == "big":
+        weights.byteswap()
+    return weights.tobytes()

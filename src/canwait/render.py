@@ -1,0 +1,467 @@
+"""A row and a job's templates -> the canonical body of one request. Pure.
+
+A body is compact UTF-8 JSON with sorted keys, so equal requests have equal bytes. One thing keeps the order it was
+written in: what lies inside an output schema and inside `tools`. Models write the fields of an answer in the order of
+its schema (reasons before the label, or after it), so there another order is another request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from hashlib import sha256
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import orjson
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, nodes
+from jinja2.meta import find_undeclared_variables
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+
+from .errors import Problem, SpecError
+from .types import Job
+
+ROLES = ("system", "user", "assistant")
+
+Path = tuple[str | int, ...]
+
+
+class RowProblem(ValueError):
+    """A row that cannot become a request; the message says what was found."""
+
+
+class Rendered(NamedTuple):
+    body: bytes  # the whole request body, without custom_id
+    texts: tuple[str, ...]  # the contents of its messages, in order
+
+
+class Fault(NamedTuple):
+    """Something wrong with a prompt or with params."""
+
+    path: Path  # within them: (0, "content"), ("tools", 1)
+    message: str
+    line: int | None = None  # of the template, counted from 1
+
+
+def endpoint(job: Job) -> str:
+    return "/v1/messages" if job.provider == "anthropic" else "/v1/chat/completions"
+
+
+def compile_job(job: Job) -> Renderer:
+    """Raises SpecError with every problem of the prompt, the params and the schema at once."""
+    faults = [
+        *(fault._replace(path=("prompt", *fault.path)) for fault in prompt_faults(job.prompt)),
+        *(fault._replace(path=("params", *fault.path)) for fault in params_faults(job.params)),
+    ]
+    structured: Mapping[str, Any] = {}
+    if job.output_schema is not None:
+        try:
+            structured = structured_output(job.provider, job.output_schema)
+        except ValueError as error:
+            faults.append(Fault(("output",), str(error)))
+    if faults:
+        raise SpecError([Problem(f"job {job.name}", f.line, None, dotted(f.path), f.message) for f in faults])
+    return Renderer(job, structured)
+
+
+class Renderer:
+    """Renders the rows of one job. Made by `compile_job`."""
+
+    def __init__(self, job: Job, structured: Mapping[str, Any]) -> None:
+        self._templates = tuple((role, _Template(text)) for role, text in job.prompt)
+        self._anthropic = job.provider == "anthropic"
+        self.columns: frozenset[str] = frozenset().union(*(t.columns for _, t in self._templates))
+
+        given = {k: _canonical(v, as_written=k == "tools") for k, v in job.params.items()}
+        for name, value in structured.items():  # output_config may also come from params, which holds no format
+            given[name] = _canonical(dict(sorted({**job.params.get(name, {}), **value}.items())), as_written=True)
+        # What a provider puts before the model is its secret, so every param counts that is not known to stay outside.
+        self.fixed_bytes: int = sum(len(k) + len(v) for k, v in given.items() if k not in _UNREAD)
+
+        bound = "max_completion_tokens" if job.provider == "openai" else "max_tokens"
+        self._fixed: dict[str, Any] = {k: orjson.Fragment(v) for k, v in given.items()}
+        self._fixed |= {"model": job.model, bound: job.max_output_tokens}
+
+    def missing(self, available: Sequence[str]) -> list[tuple[str, str | None]]:
+        """Columns the templates need and the source does not have, each with the nearest name it does have."""
+        return [(c, nearest(c, available)) for c in sorted(self.columns.difference(available))]
+
+    def render(self, row: Mapping[str, Any]) -> Rendered:
+        """Raises RowProblem."""
+        try:
+            texts = tuple([template.render(row) for _, template in self._templates])
+        except RowProblem:
+            raise
+        except _UNFILLABLE as error:
+            raise RowProblem(f"the template cannot be filled: {error}") from error
+        for (role, _), text in zip(self._templates, texts, strict=True):
+            if not text or text.isspace():
+                raise RowProblem(f"the {role} message is empty")
+            if "\0" in text:
+                raise RowProblem(f"{self._where(row, text, _has_nul)} holds a NUL character")
+
+        messages = [{"role": role, "content": text} for (role, _), text in zip(self._templates, texts, strict=True)]
+        body = {**self._fixed, "messages": messages}
+        if self._anthropic and messages[0]["role"] == "system":
+            body |= {"system": texts[0], "messages": messages[1:]}
+        try:
+            return Rendered(_canonical(body), texts)
+        except orjson.JSONEncodeError:
+            text = next(filter(_has_surrogate, texts))
+            raise RowProblem(f"{self._where(row, text, _has_surrogate)} holds half of a surrogate pair") from None
+
+    def _where(self, row: Mapping[str, Any], text: str, bad: Callable[[str], bool]) -> str:
+        columns = (c for c in sorted(self.columns) if c in row and bad(str(row[c])))
+        return next((f"column {c!r}" for c in columns), f"the message {text[:40]!a}")
+
+
+def request_key(body: bytes, model: str, endpoint: str) -> bytes:
+    """sha256 over the three, each behind its length, so no two triples share their bytes."""
+    digest = sha256()
+    for part in (model.encode(), endpoint.encode(), body):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
+
+
+def key_text(value: object) -> str:
+    """A row's key as text: text as it is, whole numbers in decimal.
+
+    Raises ValueError for everything else: a float, a date or a bool has more than one spelling, and a key has one.
+    """
+    if type(value) is not bool and isinstance(value, Integral):
+        return str(int(value))
+    if not isinstance(value, str):
+        raise ValueError(f"the key is {type(value).__name__} {value!r}; expected text or a whole number")
+    if not value:
+        raise ValueError("the key is empty")
+    if _has_nul(value) or _has_surrogate(value):
+        raise ValueError(f"the key {value!a} holds a NUL character or half of a surrogate pair")
+    return str.__str__(value)
+
+
+# ------------------------------------------------------------------------------------------ what is wrong with a job
+
+
+def prompt_faults(prompt: Sequence[tuple[str, str]]) -> list[Fault]:
+    """Everything wrong with (role, template) messages."""
+    faults = []
+    for i, (role, text) in enumerate(prompt):
+        if role not in ROLES:
+            faults.append(Fault((i, "role"), f"found '{role}'; expected {', '.join(ROLES)}{did_you_mean(role, ROLES)}"))
+        elif role == "system" and i:
+            faults.append(Fault((i, "role"), "a system message comes first, and only once"))
+        if not text.strip():
+            faults.append(Fault((i, "content"), "is empty"))
+        faults += [Fault((i, "content"), message, line) for line, message in _template_faults(text)]
+    if not any(role == "user" for role, _ in prompt):
+        faults.append(Fault((max(len(prompt) - 1, 0), "role"), "expected a message of the user"))
+    return faults
+
+
+def params_faults(params: Mapping[str, Any]) -> list[Fault]:
+    """Params the job already states elsewhere, or whose cost the worst case does not hold."""
+    return [fault for name, value in params.items() for fault in _param_faults(name, value)]
+
+
+def _param_faults(name: str, value: object) -> Iterator[Fault]:
+    if name in _STATED:
+        yield Fault((name,), _STATED[name])
+    elif name in _UNBOUNDED:
+        yield Fault((name,), f"{_UNBOUNDED[name]}, so the worst case would not hold")
+    elif name in ("n", "best_of") and not (type(value) is int and value == 1):
+        yield Fault((name,), f"found {value!r}; a row is one answer, and each further one is paid")
+    elif name == "output_config" and not (isinstance(value, Mapping) and "format" not in value):
+        yield Fault((name,), "expected a mapping without `format`, which is made from the job's `output`")
+    elif name == "tools" and not (isinstance(value, list | tuple) and all(isinstance(t, Mapping) for t in value)):
+        yield Fault((name,), "expected a list of mappings")
+    elif name == "tools" and isinstance(value, list | tuple):
+        for i, tool in enumerate(value):
+            if tool.get("type", "custom") not in ("custom", "function"):
+                yield Fault((name, i), f"'{tool['type']}' runs at the provider, at a price of its own")
+            if "cache_control" in tool:
+                yield Fault((name, i, "cache_control"), _UNBOUNDED["cache_control"])
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        yield Fault((name,), f"cannot be sent as JSON: {error}")
+
+
+_STATED = {
+    "model": "is the job's `model`",
+    "messages": "is the job's `prompt`",
+    "system": "is the job's `system`",
+    "max_tokens": "is the job's `max_output_tokens`",
+    "max_completion_tokens": "is the job's `max_output_tokens`",
+    "max_output_tokens": "belongs beside `params`, not in it",
+    "response_format": "is made from the job's `output`",
+    "output_format": "is made from the job's `output`",
+    "service_tier": "is the job's `tier`",
+    "stream": "a batch does not stream",
+    "stream_options": "a batch does not stream",
+}
+_UNBOUNDED = {
+    "cache_control": "writing a cache costs more than input",
+    "audio": "audio is billed at other rates",
+    "modalities": "audio is billed at other rates",
+    "web_search_options": "searches are billed beside tokens",
+    "prediction": "rejected predictions are billed as output beyond `max_output_tokens`",
+    "mcp_servers": "tools at the provider are billed beside tokens",
+    "container": "containers are billed beside tokens",
+    "speed": "it changes the price",
+    "inference_geo": "it changes the price",
+}
+
+
+# Params that steer the sampling or the bookkeeping; the model does not read them.
+_UNREAD = frozenset(
+    {"temperature", "top_p", "top_k", "min_p", "seed", "n", "best_of", "frequency_penalty", "presence_penalty"}
+    | {"repetition_penalty", "logit_bias", "logprobs", "top_logprobs", "stop", "stop_sequences", "user", "metadata"}
+    | {"safety_identifier", "prompt_cache_key", "store"}
+)
+
+
+def dotted(path: Path) -> str:
+    """`("prompt", 0, "role")` -> `prompt[0].role`."""
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).removeprefix(".")
+
+
+def nearest(word: str, words: Sequence[str]) -> str | None:
+    """The word that was probably meant."""
+    folded = {w.casefold(): w for w in reversed(words)}
+    match = get_close_matches(word.casefold(), folded, n=1)
+    return folded[match[0]] if match else None
+
+
+def did_you_mean(word: str, words: Sequence[str]) -> str:
+    meant = nearest(word, words)
+    return f"; did you mean '{meant}'?" if meant else ""
+
+
+# --------------------------------------------------------------------------------------------------------- templates
+
+_RESERVED = frozenset({"row", "self", "range"})
+_ELSEWHERE = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+# What the expressions of a template raise over a row they were not written for.
+_UNFILLABLE = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
+
+
+class _Template:
+    """One template without faults: the columns it needs, and `render(row)`.
+
+    A template of text and plain slots, which most are, becomes one format string: the same text, ten times as fast.
+    """
+
+    def __init__(self, text: str) -> None:
+        environment = _environment()
+        tree = environment.parse(text)
+        items = {_row_item(node) for node in tree.find_all(nodes.Getitem)}
+        self.columns = frozenset(find_undeclared_variables(tree) - _RESERVED | {c for c in items if c is not None})
+        slots = _slots(tree)
+        if slots is None:
+            self._jinja = environment.from_string(tree)
+            self.render = self._render_jinja
+        else:
+            self._format, self._names = slots
+            self.render = self._render_slots
+
+    def _render_jinja(self, row: Mapping[str, Any]) -> str:
+        return self._jinja.render({c: row[c] for c in self.columns if c in row}, row=row)
+
+    def _render_slots(self, row: Mapping[str, Any]) -> str:
+        try:
+            return self._format % tuple([row[name] for name in self._names])
+        except KeyError as error:
+            raise RowProblem(f"the row has no column {error}") from None
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    environment.globals = {"range": safe_range}
+    del environment.filters["random"]  # the same row is the same request
+    environment.filters["tojson"] = _tojson  # Jinja's own escapes <, > and & for HTML
+    return environment
+
+
+def _tojson(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=indent)
+
+
+def _slots(tree: nodes.Template) -> tuple[str, tuple[str, ...]] | None:
+    """A %-format and the columns that fill it, or None for a template that holds more than text and slots."""
+    pieces: list[str] = []
+    names: list[str] = []
+    for statement in tree.body:
+        if not isinstance(statement, nodes.Output):
+            return None
+        for node in statement.nodes:
+            if isinstance(node, nodes.TemplateData):
+                pieces.append(node.data.replace("%", "%%"))
+                continue
+            column = node.name if isinstance(node, nodes.Name) else _row_item(node)
+            if column is None:
+                return None
+            pieces.append("%s")
+            names.append(column)
+    return "".join(pieces), tuple(names)
+
+
+def _row_item(node: nodes.Node) -> str | None:
+    """The column of `row['Ticket ID']`, which is how a column is named that is no identifier."""
+    match node:
+        case nodes.Getitem(node=nodes.Name(name="row"), arg=nodes.Const(value=str(column))):
+            return column
+    return None
+
+
+def _template_faults(text: str) -> Iterator[tuple[int, str]]:
+    """(line, what is wrong) of a template, counted from 1."""
+    if _has_nul(text) or _has_surrogate(text):
+        yield 1, "holds a NUL character or half of a surrogate pair"
+        return
+    environment = _environment()
+    try:
+        tree = environment.parse(text)
+    except TemplateSyntaxError as error:
+        yield error.lineno, f"not a template: {error.message}"
+        return
+    except RecursionError:
+        yield 1, "not a template: nested too deeply"
+        return
+
+    faults: list[tuple[int, str]] = []
+    allowed = {id(item.node) for item in tree.find_all(nodes.Getitem) if _row_item(item) is not None}
+    allowed |= {id(call.node) for call in tree.find_all(nodes.Call) if getattr(call.node, "name", None) == "range"}
+    for name in tree.find_all(nodes.Name):
+        if name.name in _RESERVED and name.ctx == "load" and id(name) not in allowed:
+            faults.append((name.lineno, f"`{name.name}` is reserved; a column of that name is row['{name.name}']"))
+    for attribute in tree.find_all(nodes.Getattr):
+        if attribute.attr.startswith("__"):
+            faults.append((attribute.lineno, f"`{attribute.attr}` cannot be read in a template"))
+    for elsewhere in tree.find_all(_ELSEWHERE):
+        faults.append((elsewhere.lineno, "a prompt stands alone: it cannot include, import or extend"))
+    for called in tree.find_all((nodes.Filter, nodes.Test)):
+        is_filter = isinstance(called, nodes.Filter)
+        names = list(environment.filters if is_filter else environment.tests)
+        if called.name not in names:
+            what = f"no {'filter' if is_filter else 'test'} is called '{called.name}'"
+            faults.append((called.lineno, what + did_you_mean(called.name, names)))
+    if not faults:
+        try:
+            environment.compile(tree)
+        except TemplateSyntaxError as error:
+            faults.append((error.lineno, f"not a template: {error.message}"))
+        except (SyntaxError, RecursionError):  # of the Python that Jinja makes of it
+            faults.append((1, "not a template: nested too deeply"))
+    yield from sorted(faults)
+
+
+# -------------------------------------------------------------------------------------------------- structured output
+
+
+def structured_output(provider: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a body that asks for an answer of this schema.
+
+    Raises ValueError for a schema the provider cannot be asked for. What it cannot enforce is checked on return.
+    """
+    sent = {k: v for k, v in schema.items() if k not in ("$schema", "$id", "$comment")}
+    if provider == "anthropic":
+        return {"output_config": {"format": {"schema": _closed(sent), "type": "json_schema"}}}
+    named = {"name": "answer", "schema": sent, "strict": _is_strict(sent)}
+    return {"response_format": {"json_schema": named, "type": "json_schema"}}
+
+
+# Keywords OpenAI's strict mode takes; any other, and the whole request is refused. Missing here only costs strictness.
+_STRICT = frozenset(
+    {"type", "properties", "required", "additionalProperties", "items", "enum", "const", "anyOf", "$ref", "$defs"}
+    | {"definitions", "description", "title", "pattern", "format", "minimum", "maximum", "exclusiveMinimum"}
+    | {"exclusiveMaximum", "multipleOf", "minItems", "maxItems"}
+)
+_STRICT_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
+
+
+def _is_strict(schema: Mapping[str, Any], *, root: bool = True) -> bool:
+    """Whether OpenAI's strict mode takes it: every object closed, every property required, all the way down."""
+    if not schema.keys() <= _STRICT or schema.get("format", "uuid") not in _STRICT_FORMATS:
+        return False
+    if "$ref" in schema:
+        return not root and len(schema) == 1
+    if (root and schema.get("type") != "object") or not schema.keys() & {"type", "anyOf"}:
+        return False
+    properties = schema.get("properties", {})
+    if _is_object(schema) and (
+        schema.get("additionalProperties") is not False or set(properties) != set(schema.get("required", ()))
+    ):
+        return False
+    return all(isinstance(s, Mapping) and _is_strict(s, root=False) for s in _subschemas(schema))
+
+
+def _subschemas(schema: Mapping[str, Any]) -> Iterator[Any]:
+    for keyword in ("properties", "$defs", "definitions"):
+        yield from schema.get(keyword, {}).values()
+    if "items" in schema:
+        yield schema["items"]
+    yield from schema.get("anyOf", ())
+
+
+def _is_object(schema: Mapping[str, Any]) -> bool:
+    kind = schema.get("type")
+    return kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in schema
+
+
+_CLOSED = frozenset(
+    {"type", "enum", "const", "anyOf", "oneOf", "allOf", "properties", "required", "items", "$defs"}
+    | {"description", "title"}
+)
+
+
+def _closed(schema: Any) -> Any:
+    """The schema as Anthropic takes it: objects closed, and constraints it does not take told in the description.
+
+    The same reading as `transform_schema` of the anthropic SDK 2.12.0. An object that names no properties would be
+    closed to everything, so it is refused instead: ValueError.
+    """
+    if not isinstance(schema, Mapping):
+        raise ValueError("anthropic needs every part of the schema to state a type; found true or false")
+    if "definitions" in schema:
+        raise ValueError("anthropic takes `$defs`, not `definitions`")
+    kept = {k: v for k, v in schema.items() if k in (("$ref", "$defs") if "$ref" in schema else _CLOSED)}
+    if not kept.keys() & {"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}:
+        raise ValueError(f"anthropic needs every part of the schema to state a type; found {_tojson(schema)[:60]}")
+    if schema.get("format") in _STRICT_FORMATS | {"uri"}:
+        kept["format"] = schema["format"]
+    if schema.get("minItems") in (0, 1):
+        kept["minItems"] = schema["minItems"]
+    if "oneOf" in kept:
+        kept["anyOf"] = kept.pop("oneOf")
+    for keyword in ("properties", "$defs"):
+        if keyword in kept:
+            kept[keyword] = {name: _closed(part) for name, part in kept[keyword].items()}
+    for keyword in ("anyOf", "allOf"):
+        if keyword in kept:
+            kept[keyword] = [_closed(part) for part in kept[keyword]]
+    if "items" in kept:
+        kept["items"] = _closed(kept["items"])
+    if "$ref" in kept:
+        return kept
+    if _is_object(schema):
+        if not kept.get("properties"):
+            raise ValueError("anthropic takes only objects that name their properties")
+        kept["additionalProperties"] = False
+    told = {k: v for k, v in schema.items() if k not in kept and k not in ("additionalProperties", "oneOf")}
+    if told:
+        kept["description"] = "\n\n".join(filter(None, (schema.get("description"), _tojson(told))))
+    return kept
+
+
+def _canonical(value: object, *, as_written: bool = False) -> bytes:
+    return orjson.dumps(value, option=0 if as_written else orjson.OPT_SORT_KEYS)
+
+
+def _has_nul(text: str) -> bool:
+    return "\0" in text
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= c <= "\udfff" for c in text)

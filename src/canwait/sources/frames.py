@@ -1,0 +1,88 @@
+"""Data frames as rows, and back into the same kind of frame. Neither pandas nor polars is imported for it."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from ..errors import Problem, SourceError
+from . import BATCH_ROWS, RowBatch, RowSource
+from .parquet import row_batch
+
+
+def from_frame(frame: Any) -> RowSource:
+    """The rows of a pandas or polars frame, a pyarrow Table or RecordBatchReader, or any other Arrow stream.
+
+    A named pandas index is a column; missing values (None, NaN, NaT) are None. A RecordBatchReader can be read
+    only once, so its rows are held in memory. Raises SourceError for anything else, and for a column of mixed types.
+    """
+    try:
+        if _family(frame) == "pandas":
+            named = any(name is not None for name in frame.index.names)
+            table = pa.Table.from_pandas(frame, preserve_index=named)
+        elif hasattr(frame, "__arrow_c_stream__"):
+            table = pa.RecordBatchReader.from_stream(frame).read_all()  # pa.table would import pandas
+        else:
+            kind = f"{type(frame).__module__}.{type(frame).__qualname__}"
+            raise _refused(
+                f"found {kind}, expected a pandas or polars DataFrame, or a pyarrow Table or RecordBatchReader"
+            )
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise _refused(f"has no Arrow form: {' '.join(str(error).split())}") from error
+    return _FrameSource(table)
+
+
+def to_frame_like(frame: Any, table: pa.Table) -> Any:
+    """`table` as the kind of frame that `frame` is; a pyarrow Table where the kind is not known.
+
+    In pandas, integers and booleans are the nullable types: a failed row must not turn 1 into 1.0.
+    """
+    match _family(frame):
+        case "pandas":
+            pd = sys.modules["pandas"]  # loaded: the frame is its own
+            nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+            return table.to_pandas(types_mapper=nullable.get)
+        case "polars":
+            return sys.modules["polars"].from_arrow(table)
+        case _:
+            return table.to_reader() if isinstance(frame, pa.RecordBatchReader) else table
+
+
+class _FrameSource:
+    name = "frame"
+
+    def __init__(self, table: pa.Table) -> None:
+        names = table.schema.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise SourceError([Problem(self.name, None, None, None, f"column {name!r} stands twice") for name in twice])
+        self.columns = tuple(names)
+        self._table = table
+
+    def batches(self) -> Iterator[RowBatch]:
+        # Not to_batches: its pieces follow the table's chunks, and equal rows would have different fingerprints.
+        for start in range(0, self._table.num_rows, BATCH_ROWS):
+            yield row_batch(self._table.slice(start, BATCH_ROWS), start + 1)
+
+    def fingerprint(self) -> str:
+        """sha256 over names and values as Python writes them, so it does not depend on the kind of frame."""
+        digest = hashlib.sha256(repr(self.columns).encode())
+        for batch in self.batches():
+            for values in batch.columns.values():
+                digest.update(repr(values).encode())
+        return digest.hexdigest()
+
+
+def _family(frame: Any) -> str | None:
+    """The library a DataFrame belongs to, subclasses included."""
+    for cls in type(frame).__mro__:
+        if cls.__name__ == "DataFrame":
+            return cls.__module__.partition(".")[0]
+    return None
+
+
+def _refused(why: str) -> SourceError:
+    return SourceError([Problem("frame", None, None, None, why)], hint="nothing was sent")

@@ -1,0 +1,186 @@
+"""Read-only questions about the ledger, answered as frozen values. CLI, API, pages and metrics all print these."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from .blobs import Blobs
+from .clock import from_us
+from .db import Row
+from .ledger import Ledger
+from .types import JobState, Outcome, ShardState
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A job since its first run. Row counts are of its latest plan's dataset: ok + failed + missing = rows."""
+
+    job: str
+    plan: str
+    state: JobState
+    reason: str | None
+    rows: int
+    ok: int
+    failed: int  # with a cause; expired, cancelled and quarantined ones among them
+    missing: int  # the provider never returned them, or they are not ended yet
+    pending: int  # of the missing: not ended yet
+    expired: int  # of the failed
+    cancelled: int  # of the failed
+    duplicates: int
+    reused: int
+    submissions: int  # batches at the provider
+    confirmed_micros: int
+    reserved_micros: int
+    unknown_micros: int  # sent, fate or bill not provable yet
+    wasted_micros: int  # of the confirmed: paid for nothing usable
+    booked_micros: int  # costs that are not a model's
+    input_tokens: int
+    output_tokens: int
+    expected_micros: int  # what the plan said
+    worst_micros: int
+    limit_micros: int | None
+    deadline: datetime
+    paused: str | None
+    blocked: tuple[str, ...]  # the named limits that hold shards now
+    next_at: datetime | None
+    loaded: Mapping[str, Any] | None
+
+    @property
+    def finished(self) -> bool:
+        return self.pending == 0
+
+
+def figures(ledger: Ledger, job: str) -> Figures:
+    """Raises NotFound."""
+    row = ledger.job(job)
+    plan = json.loads(ledger.query("plan", job=job, digest=row["plan"])[0]["body"])
+    rows = count_rows(ledger, job, row["plan"])
+    money = ledger.query("job_money", job=job)[0]
+    budget = ledger.query("budget", id=f"job:{job}")[0]
+    shards = ledger.query("shards", job=job)
+    failed = rows[Outcome.FAILED] + rows[Outcome.EXPIRED] + rows[Outcome.CANCELLED]
+    due, _ = ledger.next_due(job)
+    return Figures(
+        job=job, plan=plan["id"], state=JobState(row["state"]), reason=row["reason"], rows=plan["n_rows"], ok=rows[Outcome.OK],
+        failed=failed, missing=rows[Outcome.MISSING] + rows[Outcome.PENDING], pending=rows[Outcome.PENDING],
+        expired=rows[Outcome.EXPIRED], cancelled=rows[Outcome.CANCELLED], duplicates=plan["n_duplicates"], reused=plan["n_reused"],
+        submissions=int(money["submissions"]), confirmed_micros=int(money["confirmed_micros"]),
+        reserved_micros=int(money["reserved_micros"]), unknown_micros=int(money["unknown_micros"]),
+        wasted_micros=int(money["wasted_micros"]), booked_micros=int(ledger.query("booked", budget=f"job:{job}")[0]["micros"]),
+        input_tokens=int(money["input_tokens"]), output_tokens=int(money["output_tokens"]), expected_micros=plan["expected_micros"],
+        worst_micros=plan["worst_micros"], limit_micros=budget["limit_micros"], deadline=from_us(row["deadline_us"]),
+        paused=row["paused"], blocked=tuple(sorted({s["blocked"] for s in shards if s["blocked"] and is_open(s)})), next_at=due,
+        loaded=json.loads(row["loaded"]) if row["loaded"] else None,
+    )  # fmt: skip
+
+
+def is_open(shard: Row) -> bool:
+    return shard["state"] in (
+        ShardState.PLANNED.value, ShardState.SUBMITTING.value, ShardState.SUBMITTED.value, ShardState.ENDED.value,
+    )  # fmt: skip
+
+
+def count_rows(ledger: Ledger, job: str, plan: str) -> dict[Outcome, int]:
+    """Rows of a plan's dataset by outcome: every line counted as often as rows wait for it."""
+    counts = dict.fromkeys(Outcome, 0)
+    for answering in ledger.query("plan_shards", job=job, plan=plan):
+        vector = zlib.decompress(answering["vector"])
+        weights = array("I")
+        weights.frombytes(zlib.decompress(answering["weights"]))
+        if max(weights, default=1) == 1 == min(weights, default=1):
+            for outcome in Outcome:
+                counts[outcome] += vector.count(bytes([outcome]))
+        else:
+            for value, weight in zip(vector, weights, strict=True):
+                counts[Outcome(value)] += weight
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class ShardView:
+    """One shard, as `why` tells it."""
+
+    id: str
+    state: ShardState
+    attempt: int
+    role: str
+    n_lines: int
+    batch_id: str | None
+    provider_says: str | None  # hearsay
+    blocked: str | None
+    next_at: datetime
+    held_micros: int
+    confirmed_micros: int
+    submitted_at: datetime | None
+    fate_unknown: bool
+
+
+def shards(ledger: Ledger, job: str) -> list[ShardView]:
+    ledger.job(job)
+    views = []
+    for row in ledger.query("shards", job=job):
+        batch = json.loads(row["batch"]) if row["batch"] else {}
+        open_intent = row["state"] == "submitting" and ledger.intent(row["token"])[0].open
+        views.append(
+            ShardView(
+                id=row["id"], state=ShardState(row["state"]), attempt=row["attempt"], role=row["role"], n_lines=row["n_lines"],
+                batch_id=row["batch_id"], provider_says=batch.get("status"), blocked=row["blocked"], next_at=from_us(row["next_us"]),
+                held_micros=row["held_micros"], confirmed_micros=row["confirmed_micros"],
+                submitted_at=from_us(row["submitted_us"]) if row["submitted_us"] else None, fate_unknown=open_intent,
+            )
+        )  # fmt: skip
+    return views
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetView:
+    """A limit and what stands under it."""
+
+    id: str
+    limit_micros: int | None
+    limit_tokens: int | None
+    spent_micros: int
+    held_micros: int
+    spent_tokens: int
+    held_tokens: int
+    frozen: str | None
+
+    @property
+    def free_micros(self) -> int | None:
+        return None if self.limit_micros is None else max(0, self.limit_micros - self.spent_micros - self.held_micros)
+
+    @property
+    def free_tokens(self) -> int | None:
+        return None if self.limit_tokens is None else max(0, self.limit_tokens - self.spent_tokens - self.held_tokens)
+
+
+def budgets(ledger: Ledger) -> Iterator[BudgetView]:
+    for row in ledger.query("budgets"):
+        yield BudgetView(**dict(row))
+
+
+def jobs(ledger: Ledger) -> list[str]:
+    """Names of all jobs, newest first."""
+    return [row["name"] for row in ledger.query("jobs")]
+
+
+def causes(ledger: Ledger, blobs: Blobs, job: str) -> dict[str, int]:
+    """Lines of a job's latest plan that ended without a usable answer, by cause."""
+    from .resend import final_causes
+
+    counts: dict[str, int] = {}
+    for answering in ledger.query("plan_shards", job=job, plan=ledger.job(job)["plan"]):
+        vector = zlib.decompress(answering["vector"])
+        bad = [n for n, byte in enumerate(vector) if byte not in (Outcome.OK, Outcome.PENDING)]
+        if bad:
+            found = final_causes(ledger, blobs, answering["shard"])
+            for line in bad:
+                cause = found.get(line) or "unknown"
+                counts[cause] = counts.get(cause, 0) + 1
+    return counts
