@@ -118,7 +118,8 @@ def shard_of(
     path = folder / f"{token}.jsonl"
     contents = [f'row {n}: "quoted"\nnext\u2028line \x85 ünï 😀 \\' for n in range(rows)]
     bodies = [
-        {"max_completion_tokens": 9, "messages": [{"content": text, "role": "user"}], "model": "m"} for text in contents
+        {"max_completion_tokens": 99, "messages": [{"content": text, "role": "user"}], "model": "m"}
+        for text in contents
     ]
     lines = [json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for body in bodies]
     path.write_bytes(b"".join(lines))

@@ -297,7 +297,7 @@ def find(tmp_path: Path, answer: Callable[[Seen], Reply], **facts: Any) -> tuple
 
 
 def test_find_reads_every_page_since_the_first_try(tmp_path: Path) -> None:
-    """All batches of the token are found over all pages, oldest first; reading stops where the first try lies behind."""
+    """All batches of the token are found over all pages, oldest first; reading stops behind the first try."""
     minute = timedelta(minutes=1)
     rows = [theirs("b9", NOW + 9 * minute), ours("b8", NOW + 8 * minute), theirs("b7", NOW + 7 * minute)]
     rows += [ours("b1", NOW - 4 * minute), theirs("b0", NOW - 9 * minute), ours("old", NOW - 99 * minute)]

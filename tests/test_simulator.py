@@ -624,9 +624,9 @@ def test_the_recorded_error_lines_are_ours(shared: Path, tmp_path: Path) -> None
 def test_nothing_is_left_open(tmp_path: Path) -> None:
     """When the block ends the port is closed, kept-alive connections too."""
     simulator = Simulator(folder=tmp_path, clock=ManualClock(START))
-    with simulator.serve() as url:
-        client = httpx2.Client(base_url=url)
-        assert client.get("/v1/models").status_code == 200
-    with client, pytest.raises(httpx2.TransportError):
-        client.get("/v1/models")
+    with httpx2.Client() as client:
+        with simulator.serve() as url:
+            assert client.get(f"{url}/v1/models").status_code == 200
+        with pytest.raises(httpx2.TransportError):
+            client.get(f"{url}/v1/models")
     simulator.close()

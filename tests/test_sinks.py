@@ -49,7 +49,8 @@ def load(path: Path, *batches: pa.RecordBatch, mode: Any = "merge") -> int:
 
 
 def ids(path: Path) -> list[str]:
-    return read_back(path).column("id").to_pylist()  # type: ignore[no-any-return]
+    keys: list[str] = read_back(path).column("id").to_pylist()
+    return keys
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -393,12 +394,25 @@ def test_a_target_that_does_not_fit_is_refused_and_left_alone(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("rows", [[("1", "a", 1), ("1", "b", 2)], [(None, "a", 1)]], ids=["twice", "missing"])
+@pytest.mark.parametrize(
+    "rows", [[("1", "a", 1), ("1", "b", 2)], [(None, "a", 1)], [("", "a", 1)]], ids=["twice", "null", "empty"]
+)
 def test_rows_without_a_key_of_their_own_are_refused(tmp_path: Path, mode: Any, rows: list[Any]) -> None:
     """Two rows of one key, or a row without one, would not be found again: nothing is loaded."""
     with pytest.raises(SinkError, match=r"a\.csv: (key '1' stands twice|a key is missing) in the rows to load"):
         load(tmp_path / "a.csv", *(batch(row) for row in rows), mode=mode)
     assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize("kind", [pa.binary(), pa.list_(pa.binary())], ids=["bytes", "nested bytes"])
+def test_what_text_cannot_hold_is_refused(tmp_path: Path, ending: str, kind: pa.DataType) -> None:
+    """Bytes have no place in a text format: the error says where to load them instead."""
+    schema = pa.schema([("id", pa.string()), ("raw", kind)])
+    value = b"\xff" if kind == pa.binary() else [b"\xff"]
+    with pytest.raises(SinkError, match=f"a.{ending}: a value cannot be written as text") as caught:
+        load(tmp_path / f"a.{ending}", batch(("1", value), schema=schema))
+    assert caught.value.own_hint == "load into a .parquet file"
 
 
 def test_an_empty_file_is_an_empty_target(tmp_path: Path) -> None:
@@ -424,6 +438,7 @@ def test_a_load_without_rows_is_a_file_without_rows(tmp_path: Path) -> None:
         ("link.csv", None, "link.csv would overwrite the source"),
         ("out.xlsx", None, "out.xlsx: unknown ending '.xlsx'"),
         ("out", None, "out: unknown ending ''"),
+        ("in.csv/sub/out.csv", None, "in.csv is not a folder"),
         ("out.csv", "xml", "out.csv: unknown format 'xml'"),
         ("postgres://warehouse/labels", None, "postgres://warehouse/labels: rows can be loaded into files only"),
     ],
@@ -564,4 +579,5 @@ print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
             command = [sys.executable, "-c", code, str(path)]
             answer = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
             peaks.append(int(answer.stdout) / 1024)
-        assert peaks[1] - peaks[0] < 24, (ending, peaks)  # the rows themselves are 53 MiB more, in Parquet 105
+        # The rows themselves are 53 MiB more, in Parquet 105; threads that decode Parquet fragment the heap by some 30.
+        assert peaks[1] - peaks[0] < (64 if ending == "parquet" else 24), (ending, peaks)

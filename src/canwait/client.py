@@ -255,7 +255,7 @@ class JobHandle:
             return self.client.provider(self.value.provider)
         except KeyRefused as error:
             s = self.client.settings
-            env = {**s.env, str(error.fields["variable"]): "none: planning sends nothing"}
+            env = {**s.env, str(error.fields["variable"]): "planning-sends-nothing"}
             return open_provider(self.value.provider, env, spool=s.home / "spool", settle_s=s.settle_s)
 
     @cached_property

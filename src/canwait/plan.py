@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 from hashlib import sha256
-from itertools import count
+from itertools import count, pairwise
 from typing import Literal
 
 from .codec import plain
@@ -193,7 +193,7 @@ def expected_micros(inputs: Sequence[int], n_output: int, price: Price) -> int:
     if not price.steps:
         return cost_micros([Usage(sum(inputs), n_output)], price)
     ends = [n_output * i // len(inputs) for i in range(len(inputs) + 1)]
-    outputs = (end - start for start, end in zip(ends, ends[1:], strict=False))
+    outputs = (end - start for start, end in pairwise(ends))
     return cost_micros((Usage(n, m) for n, m in zip(inputs, outputs, strict=True)), price)
 
 
@@ -218,9 +218,9 @@ def identity_of(request_key: bytes, job: Job, key: str) -> bytes:
 
 
 def digest_of(job: Job, endpoint: str, price: Price, rows: bytes) -> str:
-    """sha256 (hex) over what a plan does and what it costs. `rows` is the digest of every row's key and request, in order.
+    """sha256 (hex) over what a plan does and what it costs: its rates, but not the day they were last checked.
 
-    Rates count, the day they were last checked does not.
+    `rows` is the digest of every row's key and request, in order.
     """
     rates = plain(replace(price, source="", as_of=price.as_of.min))
     return _sha256([decisive(job), endpoint, rates, rows.hex()])
@@ -255,11 +255,8 @@ def explain(plan: Plan, job: Job) -> str:
 
 
 def _heading(plan: Plan) -> Iterator[str]:
-    counts = [
-        f"{plan.n_rows:,} rows", f"{plan.n_duplicates:,} duplicates", f"{plan.n_reused:,} reused", f"{plan.n_new:,} new",
-        *([f"{plan.n_bad_rows:,} bad"] if plan.n_bad_rows else []),
-    ]  # fmt: skip
-    yield "   ".join([plan.job, *counts])
+    counts = f"{plan.n_rows:,} rows   {plan.n_duplicates:,} duplicates   {plan.n_reused:,} reused   {plan.n_new:,} new"
+    yield f"{plan.job}   {counts}" + (f"   {plan.n_bad_rows:,} bad" if plan.n_bad_rows else "")
 
 
 def _offers(plan: Plan) -> list[str]:
@@ -278,10 +275,11 @@ def _offers(plan: Plan) -> list[str]:
 
 def _facts(plan: Plan, job: Job) -> Iterator[str]:
     price, spec = plan.price, job.budget
-    steps = "; dearer in long requests" if price.steps else ""
-    yield f"  input      {plan.input_expected:,} tokens expected, {plan.input_bound:,} at most   {_measured(plan)}"
+    rates = f"{_rate(price.input)} / M input, {_rate(price.output)} / M output"
+    measured = f"{plan.tokens_kind}: {plan.tokens_by}"
+    yield f"  input      {plan.input_expected:,} tokens expected, {plan.input_bound:,} at most   {measured}"
     yield f"  output     {plan.output_expected:,} tokens expected, {plan.output_bound:,} at most   {plan.output_basis}"
-    yield f"  price      {_rate(price.input)} / M input, {_rate(price.output)} / M output{steps}   {price.source}, {price.as_of}"
+    yield f"  price      {rates}{', more in long requests' if price.steps else ''}   {price.source}, {price.as_of}"
     yield f"  worst      {_usd(plan.worst_micros)} for one attempt of every new row{_again(plan.attempts)}"
     if spec.micros is not None:
         yield f"  budget     {_usd(spec.micros)}   {_fit(spec.micros - plan.worst_micros, _usd)}"
@@ -315,11 +313,6 @@ def _next(plan: Plan) -> Iterator[str]:
     else:
         yield f"Plan {plan.id} is valid until the rows, the prompt or the prices change."
         yield f"Run exactly this:   canwait run --plan {plan.id}"
-
-
-def _measured(plan: Plan) -> str:
-    """How the input is known, and by what."""
-    return f"{plan.tokens_kind}: {plan.tokens_by}"
 
 
 def _again(attempts: int) -> str:

@@ -22,7 +22,7 @@ from datetime import datetime
 from hashlib import blake2b, sha256
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,13 +56,12 @@ from .sources import RowBatch, RowSource
 from .tokens import counter
 from .types import BadRow, Job, Plan, PlannedShard, Price, Tier, Tokens
 
-_ROWS = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("shard", pa.int32(), nullable=False),  # index into Plan.shard_ids
-        pa.field("line", pa.int32(), nullable=False),
-    ]
-)
+_FIELDS: list[pa.Field[Any]] = [
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("shard", pa.int32(), nullable=False),  # index into Plan.shard_ids
+    pa.field("line", pa.int32(), nullable=False),
+]
+_ROWS = pa.schema(_FIELDS)
 _ROW_GROUP = 65_536
 _CUSTOM_ID = "c" + "0" * 20 + "-999999"  # none is longer
 _PLAN_ID = re.compile("p_[0-9a-f]{12}")
@@ -86,7 +85,7 @@ class Known:
         self._ids: list[str] = []
         self._places: dict[bytes, int] = {}
         for ordinal, (shard, manifest, may_reuse) in enumerate(shards):
-            identities = read_manifest(manifest)["identity"].to_pylist()
+            identities = cast("list[bytes]", read_manifest(manifest)["identity"].to_pylist())
             self.n_lines[shard] = len(identities)
             self._ids.append(shard)
             for line, identity in enumerate(identities):
@@ -224,28 +223,27 @@ class _Requests:
         values: Iterable[tuple[Any, ...]] = zip(*columns, strict=True) if columns else repeat((), n)
         groups = batch.columns[self.job.shard.by] if self.job.shard.by else repeat(None, n)
         found = []
-        for line, key, group, row in zip(batch.lines, batch.columns[self.job.source.key], groups, values, strict=True):
-            if request := self._request(line, key, group, dict(zip(self._names, row, strict=True))):
-                found.append(request)
+        for line, value, group, row in zip(
+            batch.lines, batch.columns[self.job.source.key], groups, values, strict=True
+        ):
+            key = None
+            try:
+                key = _key(value)
+                found.append(self._request(line, key, group, dict(zip(self._names, row, strict=True))))
+            except RowProblem as problem:
+                self._refuse(BadRow(line, key, str(problem)))
         self._digest.update(b"".join([b"%d:%b%b" % (len(k := r.key.encode()), k, r.identity) for r in found]))
         return found
 
-    def _request(self, line: int, value: object, group: object, row: Mapping[str, Any]) -> _Request | None:
-        try:
-            key = key_text(value)
-        except ValueError as error:
-            return self._refuse(line, None, str(error))
+    def _request(self, line: int, key: str, group: object, row: Mapping[str, Any]) -> _Request:
+        """Raises RowProblem."""
         first = self._lines.setdefault(blake2b(key.encode(), digest_size=16).digest(), line)
         if first != line:
-            return self._refuse(line, key, f"the key stands on line {first} already; a key names one row")
-        try:
-            body, texts = self._renderer.render(row)
-        except RowProblem as error:
-            return self._refuse(line, key, str(error))
-        n_bytes = self.line_bytes(body)
-        if n_bytes > self._room.max_line_bytes:
-            most = f"{self._provider.name} takes at most {self._room.max_line_bytes:,}"
-            return self._refuse(line, key, f"the request is {n_bytes:,} bytes long; {most}")
+            raise RowProblem(f"the key stands on line {first} already; a key names one row")
+        body, texts = self._renderer.render(row)
+        n_bytes, most = self.line_bytes(body), self._room.max_line_bytes
+        if n_bytes > most:
+            raise RowProblem(f"the request is {n_bytes:,} bytes long; {self._provider.name} takes at most {most:,}")
         identity = identity_of(request_key(body, self.job.model, self._endpoint), self.job, key)
         where = None if self.job.shard.by is None else "" if group is None else str(group)
         return _Request(key, identity, body, texts, n_bytes, where)
@@ -253,10 +251,17 @@ class _Requests:
     def line_bytes(self, body: bytes) -> int:
         return len(self._provider.encode(_CUSTOM_ID, body, self._endpoint)) + 1
 
-    def _refuse(self, line: int, key: str | None, problem: str) -> None:
+    def _refuse(self, row: BadRow) -> None:
         self.n_bad_rows += 1
         if len(self.bad_rows) < MAX_BAD_ROWS:
-            self.bad_rows.append(BadRow(line, key, problem))
+            self.bad_rows.append(row)
+
+
+def _key(value: object) -> str:
+    try:
+        return key_text(value)
+    except ValueError as error:
+        raise RowProblem(str(error)) from None
 
 
 # -------------------------------------------------------------------------------------------------------------- shards
@@ -301,8 +306,8 @@ class _Shards:
     """New requests are written to shard files, in order and within every limit."""
 
     def __init__(
-        self, requests: _Requests, room: Room, sizes: Sizes, expected: Expectation, price: Price, standard: Price | None,
-        known: Known, blobs: Blobs, folder: Path,
+        self, requests: _Requests, room: Room, sizes: Sizes, expected: Expectation, price: Price,
+        standard: Price | None, known: Known, blobs: Blobs, folder: Path,
     ) -> None:  # fmt: skip
         self.ids: list[str] = []  # by ordinal; that of a new shard is known once it is closed
         self.weights: list[array[int]] = []  # by ordinal, by line
@@ -421,7 +426,7 @@ class _Shards:
 
     def _manifest(self, shard: _Shard) -> str:
         n = shard.n_lines
-        columns = [
+        columns: list[Any] = [
             pa.array(range(n), pa.int32()),
             pa.Array.from_buffers(pa.binary(16), n, [None, pa.py_buffer(shard.identities)]),
             pa.Array.from_buffers(pa.int64(), n, [None, pa.py_buffer(shard.expected)]),
@@ -466,8 +471,8 @@ class _Rows:
         moved = self._path.with_name("moved.parquet")
         with _parquet(moved) as writer:
             for group in pq.ParquetFile(self._path, pre_buffer=False).iter_batches(_ROW_GROUP):
-                places = zip(group["shard"].to_pylist(), group["line"].to_pylist(), strict=True)
-                shards, lines = zip(*(_followed(*place, moves) for place in places), strict=True)
+                places: Iterable[Any] = zip(group["shard"].to_pylist(), group["line"].to_pylist(), strict=True)
+                shards, lines = zip(*(_followed(shard, line, moves) for shard, line in places), strict=True)
                 writer.write_batch(_records(group["key"], shards, lines))
         return moved
 

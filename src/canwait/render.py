@@ -24,7 +24,7 @@ from .types import Job
 
 ROLES = ("system", "user", "assistant")
 
-Path = tuple[str | int, ...]
+Loc = tuple[str | int, ...]  # a place in a prompt, params or a job: (0, "content"), ("tools", 1)
 
 
 class RowProblem(ValueError):
@@ -39,7 +39,7 @@ class Rendered(NamedTuple):
 class Fault(NamedTuple):
     """Something wrong with a prompt or with params."""
 
-    path: Path  # within them: (0, "content"), ("tools", 1)
+    path: Loc  # within them
     message: str
     line: int | None = None  # of the template, counted from 1
 
@@ -222,7 +222,7 @@ _UNREAD = frozenset(
 )
 
 
-def dotted(path: Path) -> str:
+def dotted(path: Loc) -> str:
     """`("prompt", 0, "role")` -> `prompt[0].role`."""
     return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).removeprefix(".")
 

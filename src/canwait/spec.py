@@ -39,12 +39,10 @@ from pydantic_core import ErrorDetails
 
 from . import types
 from .errors import Problem, SpecError
-from .render import ROLES, did_you_mean, dotted, params_faults, prompt_faults, structured_output
+from .render import ROLES, Loc, did_you_mean, dotted, params_faults, prompt_faults, structured_output
 
 SCHEMA_ID = "urn:canwait:schema:job:1"
 LOCAL_MODEL = "smollm2-135m-instruct"
-
-Loc = tuple[str | int, ...]
 
 
 def load_job(path: Path, text: str | None = None, *, output: type[BaseModel] | None = None) -> types.Job:
@@ -284,8 +282,9 @@ class JobFile(Section):
     system: Annotated[str, Strict()] | None = Field(None, description="a system message in front of the prompt")
     prompt: Annotated[
         tuple[MessageSection, ...],
-        Field(min_length=1),
-        _in_short(lambda text: [{"role": "user", "content": text}], str | list[MessageSection]),
+        _in_short(
+            lambda text: [{"role": "user", "content": text}], str | Annotated[list[MessageSection], Field(min_length=1)]
+        ),
     ] = Field(description="a Jinja template over the row, the path of a file that holds one, or a list of messages")
     output: dict[str, Any] | None = Field(
         None, description="JSON Schema of an answer: inline, the path of a .json file, or package.module:PydanticModel"
@@ -327,6 +326,8 @@ class JobFile(Section):
     @classmethod
     def _read_prompt(cls, prompt: tuple[MessageSection, ...], info: ValidationInfo) -> tuple[MessageSection, ...]:
         """The messages with their templates read from their files, the system message among them."""
+        if not prompt:
+            raise ValueError("found an empty list; expected messages")
         document = _document(info)
         written: list[tuple[Loc, str, str]] = [(("prompt", i), m.role, m.content) for i, m in enumerate(prompt)]
         if (system := info.data.get("system")) is not None:
@@ -559,15 +560,13 @@ class _Document:
         return sorted(problems, key=lambda p: (p.file != self.file, p.file, p.line or 0, p.column or 0))
 
     def _problem(self, fault: _Fault) -> Problem:
-        name, message = dotted(fault.loc) or None, fault.message
-        if fault.file:
-            return Problem(fault.file, fault.line, None, name, message)
-        loc = fault.loc
+        loc, message = fault.loc, fault.message
         while loc and loc not in self.places:
             loc = loc[:-1]
         place = self.places.get(loc)
-        if not fault.absent:
-            name = dotted(loc) or name  # `prompt`, not the `prompt[0].content` it is short for
+        name = dotted(fault.loc if fault.absent else loc) or None  # `prompt`, not the `prompt[0].content` it stands for
+        if fault.file:
+            return Problem(fault.file, fault.line, None, name, message)
         if fault.line and place and place.value and place.is_block:
             return Problem(self.file, place.value[0] + fault.line, None, name, message)
         if fault.line and fault.line > 1:
@@ -593,7 +592,6 @@ _EXPECTED = {
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
-    "too_short": "at least {min_length}",
     "string_pattern_mismatch": "at most 63 lower-case letters, digits, '.', '_' and '-', a letter or digit first",
 }
 

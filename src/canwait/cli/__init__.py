@@ -62,8 +62,8 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with a code of the table in docs/cli.md."""
     try:
         code = cli.main(args, prog_name="canwait", standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("aborted; nothing more was sent", err=True)
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click turns Ctrl-C into Abort
+        Face.interrupted()
         code = 130
     except click.exceptions.Exit as leave:
         code = leave.exit_code
@@ -73,9 +73,6 @@ def main(args: list[str] | None = None) -> None:
     except CanwaitError as error:
         report(error)
         code = error.exit_code
-    except KeyboardInterrupt:
-        Face.interrupted()
-        code = 130
     except BrokenPipeError:
         # The reader of our output went away; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

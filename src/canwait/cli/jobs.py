@@ -83,7 +83,10 @@ def run(
     """Run a job to its end, or go on with it. Running again resumes, and pays for nothing twice."""
     with opened(face, sim, scenario) as client:
         job = _budgeted(client, spec, budget_usd)
-        face.goes_on = f"interrupted; what was sent goes on at the provider.\n  go on:  canwait run {spec}\n  stop:   canwait cancel {job.name}"
+        face.goes_on = (
+            "interrupted; what was already sent goes on at the provider, and nothing is lost.\n"
+            f"  go on:  canwait run {spec}\n  stop:   canwait cancel {job.name}"
+        )
         until = client.clock.now() + timedelta(seconds=_duration(timeout)) if timeout else None
         from .progress import progress
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .. import views
 from ..errors import NotFound
-from .face import Face, money
+from .face import Face, money, printable
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -18,26 +18,33 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress(face: Face, client: Client, job: str) -> Iterator[Callable[[], None]]:
-    """A function to call often; it looks at the ledger at most twice a second."""
-    if face.quiet or face.as_json:
+    """A function to call often; it looks at the ledger at most twice a second. What newly holds a job is said at once."""
+    if face.quiet:
         yield lambda: None
         return
-    bar = _bar() if sys.stderr.isatty() else None
-    every_s, last = (0.5, 0.0) if bar else (60.0, time.monotonic())
+    bar = _bar() if sys.stderr.isatty() and not face.as_json else None
+    last_look = 0.0
+    last_line = time.monotonic()
+    held: tuple[str, ...] = ()
 
     def watch() -> None:
-        nonlocal last
-        if time.monotonic() - last < every_s:
+        nonlocal last_look, last_line, held
+        now = time.monotonic()
+        if now - last_look < 0.5:
             return
-        last = time.monotonic()
+        last_look = now
         try:
             figures = views.figures(client.ledger, job)
         except NotFound:
             return  # not opened yet
         if bar:
             bar(figures)
-        else:
+        elif set(figures.blocked) - set(held):
+            face.note("waiting: " + "; ".join(printable(b) for b in figures.blocked if b not in held))
+        elif now - last_line >= 60 and not face.as_json:
+            last_line = now
             face.note(line(figures))
+        held = figures.blocked
 
     try:
         yield watch
@@ -48,7 +55,7 @@ def progress(face: Face, client: Client, job: str) -> Iterator[Callable[[], None
 
 def line(f: views.Figures) -> str:
     done = f.rows - f.pending
-    held = f"  {f.blocked[0]}" if f.blocked else ""
+    held = f"  waiting: {printable(f.blocked[0])}" if f.blocked else ""
     return (
         f"{done} / {f.rows} rows  {money(f.confirmed_micros)} confirmed  {money(f.reserved_micros)} reserved  "
         f"forecast {money(f.expected_micros)}{held}"

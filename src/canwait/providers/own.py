@@ -1,29 +1,27 @@
-"""Any OpenAI-compatible server of our own: class A. Rows are asked one by one, from a folder that outlives the process.
+"""Any OpenAI-compatible server of our own: class A. Rows are asked one by one, from a folder that outlives us.
 
-The batch id is our token, so a repeated create is the same batch. Whoever submits or polls a batch that no living process
-is asking goes on with it: a row that has an answer is never asked again, a row whose answer was lost is, which an own
-server does not bill. A host that has gone away stops the rows and fails none of them.
+The batch id is our token, so a repeated create is the same batch. Whoever submits or polls a batch that no living
+process is asking goes on with it: a row that has an answer is never asked again; a row whose answer was lost is, which
+a server of one's own does not bill. A host that has gone away stops the rows and fails none of them.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import BinaryIO
 
 import httpx2
 
 from ..errors import BatchUnknown, Busy, KeyRefused, Problem, Rejected, SpecError, Unreachable
 from ..types import Answer, Batch, BatchStatus, Limits, MarkClass, ShardFile
 from . import Guard
+from .crew import Crew, cancel_unasked
 from .http import encoded_lines, error_of, parse, read_key, retry_after_s, tidy
-from .openai import decode_line, encode_line
-from .spool import COMMIT_S, Answers, Folder, Row
+from .openai import OpenAI
+from .spool import Folder, Row, answer_line
 
 TRIES = 5  # of one row, in place
 CONNECT_TIMEOUT_S = 10.0
@@ -31,19 +29,17 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0
 _PASSING = frozenset({408, 409, 425, 429})  # and every 5xx
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError, httpx2.UnsupportedProtocol)
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-
-Told = bytes | Exception | None  # an answer line; why no row can be asked now; nothing: stopped before there was one
+_LINES = object.__new__(OpenAI)  # its lines are ours too, and need no account
 
 
 def own_from_env(env: Mapping[str, str], spool: Path) -> Own:
-    """OWN_BASE_URL, OWN_API_KEY or OWN_API_KEY_FILE if the server wants a key, CANWAIT_OWN_CONCURRENCY. Raises SpecError."""
-    base_url, concurrency = env.get("OWN_BASE_URL", "").strip(), env.get("CANWAIT_OWN_CONCURRENCY", "16")
-    try:
-        url = httpx2.URL(base_url)
-    except httpx2.InvalidURL:
-        url = httpx2.URL("")
+    """OWN_BASE_URL; OWN_API_KEY or OWN_API_KEY_FILE where the server wants a key; CANWAIT_OWN_CONCURRENCY, default 16.
+
+    Raises SpecError for an address or a number that is none, KeyRefused for a key that cannot be one.
+    """
+    base_url, concurrency = env.get("OWN_BASE_URL", "").strip(), env.get("CANWAIT_OWN_CONCURRENCY") or "16"
     problems = []
-    if url.scheme not in ("http", "https") or not url.host:
+    if not _is_address(base_url):
         what = f"{base_url!r} is not an address, expected one like http://host:8000/v1"
         problems.append(Problem("OWN_BASE_URL", None, None, None, what))
     if not (concurrency.isascii() and concurrency.isdigit() and 0 < int(concurrency) <= 4096):
@@ -59,7 +55,7 @@ def own_from_env(env: Mapping[str, str], spool: Path) -> Own:
 class Own:
     """`base_url` ends in /v1; a callable is asked for it whenever rows are about to be sent, and may start the server.
 
-    At most `concurrency` rows are in flight over all batches, the oldest batch first.
+    At most `concurrency` rows are in flight over all batches, those of the oldest batch first.
     """
 
     mark = MarkClass.IDEMPOTENT
@@ -80,12 +76,7 @@ class Own:
         self.account = name if callable(base_url) else httpx2.URL(base_url).netloc.decode("ascii")
         self._base_url, self._key, self._spool = base_url, key, spool
         self._concurrency, self._settle_s, self._max_rows, self._timeout_s = concurrency, settle_s, max_rows, timeout_s
-        self._mutex = threading.Lock()  # over the next four
-        self._thread: threading.Thread | None = None  # the only one that touches the runs
-        self._queue: deque[Folder] = deque()
-        self._runs: dict[str, _Run] = {}
-        self._stopped: dict[str, Exception] = {}  # why a batch is not asked any more; told once, by poll
-        self._told: SimpleQueue[tuple[_Run, int, Told]] = SimpleQueue()
+        self._crew = Crew(self._answer, concurrency=concurrency, name=name)
 
     def limits(self, model: str) -> Limits:
         return Limits(
@@ -96,25 +87,25 @@ class Own:
             window_s=30 * 86_400,
             settle_s=self._settle_s,
             create_timeout_s=0,  # a create is a folder on this disk
-            source="your own server: a folder on this disk, which never expires",
+            source="a folder on this disk, which does not expire",
             poll_s=1.0,
         )
 
     def encode(self, custom_id: str, body: bytes, endpoint: str) -> bytes:
-        return encode_line(custom_id, body, endpoint)
+        return _LINES.encode(custom_id, body, endpoint)
 
     def submit(self, shard: ShardFile, guard: Guard) -> Batch:
         folder = Folder(self._spool, shard.token)
-        try:
-            if folder.exists():
-                guard()
-            else:
-                self._probe()
-                guard()
+        if folder.exists():
+            guard()
+        else:
+            self._probe()
+            guard()
+            try:
                 folder.create(self._checked(shard))
-        except OSError as exc:
-            raise Busy(f"{self.name}: {folder.path} cannot be written: {exc.strerror}") from exc
-        self._start(folder)
+            except OSError as exc:
+                raise self._unwritable(exc) from exc
+        self._crew.start(folder)
         return self._look(folder)
 
     def find(self, shard: ShardFile) -> Sequence[Batch]:
@@ -123,31 +114,32 @@ class Own:
 
     def poll(self, batch_id: str) -> Batch:
         folder = self._folder(batch_id)
-        with self._mutex:
-            stopped = self._stopped.pop(batch_id, None)
-        if stopped:
-            raise stopped
-        if not self._is_here(folder):
+        match self._crew.why_stopped(folder):
+            case OSError() as exc:
+                raise self._unwritable(exc) from exc
+            case Exception() as exc:
+                raise exc
+        if not self._crew.has(folder) and not self._look(folder).status.ended:
             if folder.cancelled:
-                self._cancel_the_rest(folder)
-            elif not self._look(folder).status.ended:
+                self._end(folder)
+            else:
                 self._probe()
-                self._start(folder)
+                self._crew.start(folder)
         return self._look(folder)
 
     def results(self, batch: Batch) -> Iterator[bytes]:
         yield from self._folder(batch.id).output()
 
     def decode(self, line: bytes) -> Answer:
-        return decode_line(line)
+        return _LINES.decode(line)
 
     def cancel(self, batch_id: str) -> None:
         folder = self._folder(batch_id)
         if not self._look(folder).status.ended:
             folder.cancel()
-            self._cancel_the_rest(folder)
+            self._end(folder)
 
-    # ---------------------------------------------------------------------------------------------- looking and asking
+    # ------------------------------------------------------------------------------------------------------- the folder
 
     def _folder(self, batch_id: str) -> Folder:
         folder = Folder.of(self._spool, batch_id)
@@ -156,24 +148,33 @@ class Own:
         return folder
 
     def _look(self, folder: Folder) -> Batch:
-        with self._mutex:
-            run = self._runs.get(folder.token)
-        n_done = len(run.answers.done) if run else len(folder.answered()[0])
-        ended, cancelled = n_done == folder.n_rows, folder.cancelled
-        over = BatchStatus.CANCELLED if cancelled else BatchStatus.COMPLETED
-        under_way = BatchStatus.CANCELLING if cancelled else BatchStatus.RUNNING
-        return Batch(folder.token, over if ended else under_way, folder.created_at, folder.n_rows, n_done)
+        n_done, cancelled = self._crew.done(folder), folder.cancelled
+        if n_done == folder.n_rows:
+            status = BatchStatus.CANCELLED if cancelled else BatchStatus.COMPLETED
+        else:
+            status = BatchStatus.CANCELLING if cancelled else BatchStatus.RUNNING
+        return Batch(folder.token, status, folder.created_at, folder.n_rows, n_done)
 
     def _checked(self, shard: ShardFile) -> Iterator[bytes]:
-        """The lines of the request file. Raises Rejected for a chat without messages, which some servers would answer."""
+        """The lines to keep. Raises Rejected for a chat without messages, which some servers answer all the same."""
         for line, encoded in enumerate(encoded_lines(shard, self.encode)):
-            body = parse(encoded)["body"]
-            if shard.endpoint.endswith("/chat/completions") and not body.get("messages"):
-                raise Rejected(f"{self.name}: request {line} of {shard.token} has no messages")
+            if shard.endpoint.endswith("/chat/completions") and not json.loads(encoded)["body"].get("messages"):
+                raise Rejected(f"{self.name}: request {line} of {shard.token} has no messages; nothing was sent")
             yield encoded
 
+    def _end(self, folder: Folder) -> None:
+        try:
+            cancel_unasked(folder)
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
+
+    def _unwritable(self, exc: OSError) -> Busy:
+        return Busy(f"{self.name}: {self._spool} cannot be used: {exc.strerror}; answered rows are kept")
+
+    # ------------------------------------------------------------------------------------------------------- the server
+
     def _probe(self) -> None:
-        """Raises Unreachable, Busy or KeyRefused while rows cannot be asked. A server need not know /models to be there."""
+        """Raises Unreachable, Busy or KeyRefused while rows cannot be asked; a server need not know /models."""
         try:
             reply = self._client.get(f"{self._base()}/models", timeout=CONNECT_TIMEOUT_S)
         except httpx2.RequestError as exc:
@@ -184,54 +185,50 @@ class Own:
             what = f"{self.name} answered {reply.status_code}: {self._words(reply)}"
             raise Busy(what, retry_after_s=retry_after_s(reply.headers))
 
-    def _base(self) -> str:
-        return (self._base_url() if callable(self._base_url) else self._base_url).rstrip("/")
-
-    @cached_property
-    def _client(self) -> httpx2.Client:
-        away = callable(self._base_url) or httpx2.URL(self._base_url).host in _LOOPBACK
-        return httpx2.Client(
-            headers={"user-agent": "canwait", **({"authorization": f"Bearer {self._key}"} if self._key else {})},
-            timeout=httpx2.Timeout(self._timeout_s, connect=CONNECT_TIMEOUT_S),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=self._concurrency),
-            trust_env=not away,  # a proxy does not reach this machine's own loopback
-        )
-
-    def _ask(self, run: _Run, row: Row) -> None:
-        """One row, in a thread of its own (0.1 ms, against a request of 10 ms and more)."""
-        told: Told
-        try:
-            told = self._answer(row, run.stop)
-        except Exception as exc:  # also a mistake of ours: poll raises it, rather than a thread dying of it unheard
-            told = exc
-        self._told.put((run, run.folder.line(row), told))
-
     def _answer(self, row: Row, stop: threading.Event) -> bytes | None:
-        """The answer line of one row; passing trouble is met again in place, for nothing is billed."""
-        url = self._base() + row.endpoint.removeprefix("/v1")
-        for attempt in range(1, TRIES + 1):
-            wait_s = None
+        """A row's answer line; passing trouble is met again in place, for nothing is billed. None: stopped meanwhile.
+
+        Raises Unreachable and KeyRefused, which concern every row.
+        """
+        for attempt in range(TRIES):
+            url = self._base() + row.endpoint.removeprefix("/v1")
+            wait_s: float | None = None
             try:
                 reply = self._client.post(url, content=row.body, headers={"content-type": "application/json"})
             except _NEVER_SENT as exc:
                 raise self._gone(exc) from exc
             except httpx2.TimeoutException:
-                words = f"no answer within {self._timeout_s:g} s"
-                return _line(row, error={"code": "request_timeout", "message": words})
+                error = {"code": "request_timeout", "message": f"no answer within {self._timeout_s:g} s"}
+                return answer_line(row, error=error)
             except httpx2.RequestError as exc:
-                line = _line(row, status=0, body=_error(f"{type(exc).__name__}: {self._clean(str(exc))}"))
+                line = answer_line(row, status=0, body=_error(f"{type(exc).__name__}: {self._clean(str(exc))}"))
             else:
                 if reply.status_code in (401, 403):
                     raise self._key_refused(reply)
-                line = _line(row, status=reply.status_code, body=_one_line(reply.content))
+                line = answer_line(row, status=reply.status_code, body=_one_line(reply.content))
                 if reply.status_code < 500 and reply.status_code not in _PASSING:
                     return line
                 wait_s = retry_after_s(reply.headers)
+            if attempt == TRIES - 1:
+                break
             if wait_s is None:
-                wait_s = min(_FIRST_WAIT_S * 2 ** (attempt - 1), _LONGEST_WAIT_S)
-            if attempt < TRIES and stop.wait(min(wait_s, self._timeout_s)):
+                wait_s = min(_FIRST_WAIT_S * 2**attempt, _LONGEST_WAIT_S)
+            if stop.wait(min(wait_s, self._timeout_s)):
                 return None
         return line
+
+    def _base(self) -> str:
+        return (self._base_url() if callable(self._base_url) else self._base_url).rstrip("/")
+
+    @cached_property
+    def _client(self) -> httpx2.Client:
+        near = callable(self._base_url) or httpx2.URL(self._base_url).host in _LOOPBACK
+        return httpx2.Client(
+            headers={"user-agent": "canwait", **({"authorization": f"Bearer {self._key}"} if self._key else {})},
+            timeout=httpx2.Timeout(self._timeout_s, connect=CONNECT_TIMEOUT_S),
+            limits=httpx2.Limits(max_keepalive_connections=self._concurrency),
+            trust_env=not near,  # a proxy cannot reach this machine's own loopback
+        )
 
     def _gone(self, exc: httpx2.RequestError) -> Unreachable:
         return Unreachable(f"{self.name} at {self.account}: {type(exc).__name__}: {self._clean(str(exc))}")
@@ -245,63 +242,23 @@ class Own:
     def _clean(self, text: str) -> str:
         return tidy(text.replace(self._key, "[key]") if self._key else text, 500)
 
-    # ------------------------------------------------------------------------------------------------------- the crew
 
-    def _is_here(self, folder: Folder) -> bool:
-        """Whether this process is asking the batch's rows, or is about to."""
-        with self._mutex:
-            return folder.token in self._runs or any(folder.token == queued.token for queued in self._queue)
+def _is_address(text: str) -> bool:
+    try:
+        url = httpx2.URL(text)
+    except httpx2.InvalidURL:
+        return False
+    return url.scheme in ("http", "https") and bool(url.host)
 
-    def _start(self, folder: Folder) -> None:
-        """See that the rows without an answer are asked, here or wherever they are being asked already."""
-        if self._is_here(folder):
-            return
-        with self._mutex:
-            self._queue.append(folder)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=f"canwait-{self.name}", daemon=True)
-                self._thread.start()
 
-    def _work(self) -> None:
-        """Hand out rows and write down answers until there is nothing left to do."""
-        while True:
-            while sum(run.in_flight for run in self._runs.values()) < self._concurrency and self._hand_out_one():
-                pass
-            for run in list(self._runs.values()):
-                self._see_to(run)
-            with self._mutex:
-                if not self._runs and not self._queue:
-                    self._thread = None
-                    return
-            if not self._runs:
-                continue
-            try:
-                run, line, told = self._told.get(timeout=COMMIT_S)
-            except Empty:
-                continue
-            run.in_flight -= 1
-            if isinstance(told, bytes):
-                run.answers.add(line, told)
-            elif told is not None:
-                self._halt(told)
+def _one_line(reply: bytes) -> bytes:
+    """A reply's JSON as it is, but on one line (raw line ends are layout there); what is not JSON, as an error."""
+    try:
+        json.loads(reply.decode())
+    except (ValueError, RecursionError):
+        return _error(f"the reply is not JSON: {tidy(reply[:2_000].decode(errors='replace'), 500)}")
+    return reply.replace(b"\n", b" ").replace(b"\r", b" ")
 
-    def _hand_out_one(self) -> bool:
-        """Ask one more row of the oldest batch that has one; False when none has."""
-        for run in self._runs.values():
-            row = run.next_row()
-            if row:
-                run.in_flight += 1
-                threading.Thread(target=self._ask, args=(run, row), daemon=True).start()
-                return True
-        with self._mutex:
-            folder = self._queue[0] if self._queue else None
-        if folder is None:
-            return False
-        run_or_why = self._open(folder)
-        with self._mutex:
-            self._queue.popleft()
-            if isinstance(run_or_why, _Run):
-                self._runs[folder.token] = run_or_why
-            elif run_or_why:
-                self._stopped[folder.token] = run_or_why
-        return self._hand_out_one()
+
+def _error(message: str) -> bytes:
+    return json.dumps({"error": {"message": message}}).encode()

@@ -1,9 +1,9 @@
 """A batch as a folder that outlives the process: what is to be asked, what has been answered, and who is asking.
 
-    spool/<token>/requests.jsonl   the rows, as lines of OpenAI's batch input; renamed into place whole, never changed
-                  answers.jsonl    the answers, as lines of OpenAI's batch output; only ever appended
-                  lock             held (flock) by the one process that asks; the kernel frees it when that process dies
-                  cancelled        its presence says that no further row is to be asked
+spool/<token>/requests.jsonl   the rows, as lines of OpenAI's batch input; renamed into place whole, never changed
+              answers.jsonl    the answers, as lines of OpenAI's batch output; only ever appended
+              lock             held (flock) by the one process that asks; the kernel frees it when that process dies
+              cancelled        its presence says that no further row is to be asked
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ _PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    line: int
     custom_id: str
     endpoint: str
     body: bytes
@@ -91,14 +92,14 @@ class Folder:
                 size += len(raw)
         return lines, size
 
-    def rows(self, answered: set[int]) -> Iterator[Row]:
+    def rows(self, answered: Set[int]) -> Iterator[Row]:
         """The rows that have no answer yet, in line order."""
         with self._requests.open("rb") as file:
             for line, raw in enumerate(file):
                 if line not in answered:
                     head, _, body = raw.partition(b',"body":')
                     facts = json.loads(head + b"}")
-                    yield Row(facts["custom_id"], facts["url"], body.removesuffix(b"}\n"))
+                    yield Row(line, facts["custom_id"], facts["url"], body.removesuffix(b"}\n"))
 
     def output(self) -> Iterator[bytes]:
         """Every answer there is, in pieces."""
@@ -157,6 +158,15 @@ class Answers:
 
     def close(self) -> None:
         self._file.close()
+
+
+def answer_line(
+    row: Row, *, status: int | None = None, body: bytes = b"", error: Mapping[str, str] | None = None
+) -> bytes:
+    """A line of answers.jsonl: the status and the JSON of a reply, or the error of a row that got none."""
+    response = b'{"status_code":%d,"body":%s}' % (status, body) if status is not None else b"null"
+    parts = row.custom_id.encode(), response, json.dumps(error).encode()
+    return b'{"custom_id":"%s","response":%s,"error":%s}\n' % parts
 
 
 def _sync(folder: Path) -> None:

@@ -74,7 +74,7 @@ class FileSink:
         """The new rows in the stored form, numbered in `index` by their keys."""
         for batch in batches:
             for key in batch.column(self._key).to_pylist():
-                if key is None or key in index:
+                if not key or key in index:  # CSV would read an empty key back as none
                     problem = f"key {key!r} stands twice in" if key else "a key is missing in"
                     raise SinkError(f"{problem} the rows to load")
                 index[key] = len(index)
@@ -98,6 +98,9 @@ class FileSink:
         placed = bytearray(len(index))
         for batch in old:
             places, rows = self._shared(batch, index)
+            if not rows:
+                yield batch
+                continue
             for row in rows:
                 if placed[row]:
                     key = next(key for key, number in index.items() if number == row)

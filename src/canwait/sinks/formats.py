@@ -223,14 +223,17 @@ def as_text(value: Any) -> str | None:
     match value:
         case None | str():
             return value
-        case bool() | int() | float() | dict() | list():
-            return _json(value).decode()
-        case _:
+        case Decimal() | date():
             return _jsonable(value)
+        case _:
+            return _json(value).decode()
 
 
 def _json(value: Any) -> bytes:
-    return orjson.dumps(value, default=_jsonable, option=orjson.OPT_PASSTHROUGH_DATETIME)
+    try:
+        return orjson.dumps(value, default=_jsonable, option=orjson.OPT_PASSTHROUGH_DATETIME)
+    except orjson.JSONEncodeError as error:
+        raise SinkError(f"a value cannot be written as text: {error}", hint="load into a .parquet file") from error
 
 
 def _jsonable(value: Any) -> str:
@@ -240,7 +243,7 @@ def _jsonable(value: Any) -> str:
         return format(value, "f")
     if isinstance(value, date):
         return value.isoformat()
-    raise SinkError(f"a {type(value).__name__} cannot be written as text", hint="load into a .parquet file")
+    raise TypeError
 
 
 def _jsonl_schema(key: str) -> pa.Schema:

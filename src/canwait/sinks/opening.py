@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,6 +26,9 @@ def open_sink(load: Load, base_dir: Path, key: str, *, source: Path | None = Non
     for target in (path, (base_dir / failed_path(load)).resolve()):
         if source is not None and source.resolve() == target:
             raise SinkError(f"{load.to} would overwrite the source {source}", hint="load into another file")
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise SinkError(f"{load.to}: {folder} is not a folder that can be written to", hint="load into another folder")
     return FileSink(load.to, path, FORMATS[kind], load.mode, key)
 
 
