@@ -45,7 +45,9 @@ def test_a_key_that_cannot_be_one_is_refused(env: dict[str, str], words: str) ->
     assert "schlüssel" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["", "nonsense", "ftp://host", "http://", "http://[", "//host/v1", "http://h:99999999"])
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "ftp://host", "http://", "//host/v1", "http://h:99999", f"http://{'a' * 64}", "http://a..b"]
+)
 def test_an_address_that_cannot_be_one_is_named(url: str) -> None:
     """A bad base URL is an error of the user's settings, named, and found before anything is sent."""
     with pytest.raises(SpecError, match="OPENAI_BASE_URL") as caught:

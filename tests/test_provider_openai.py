@@ -249,6 +249,14 @@ def test_the_key_is_in_no_error(tmp_path: Path) -> None:
         assert KEY not in text
 
 
+def test_the_key_is_in_no_error_of_a_page_either(tmp_path: Path) -> None:
+    """A proxy's page that repeats our headers does not put the key into an error."""
+    with serving(creating(Reply(f"<pre>Authorization: Bearer {KEY}</pre>".encode(), 403))) as host:
+        with pytest.raises(KeyRefused) as caught:
+            provider(host.url).submit(shard_of(tmp_path), hold)
+    assert "Bearer [key]" in str(caught.value)
+
+
 def test_accounts_differ_by_key_host_and_scope() -> None:
     """Two keys, hosts or projects are two accounts; one of each is always the same one."""
     accounts = [

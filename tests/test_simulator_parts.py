@@ -28,7 +28,7 @@ from canwait.simulator.wire import BadRequest, RequestBody, array_items, parts
 ROOT = Path(__file__).parent.parent
 
 
-# --------------------------------------------------------------------------------------------------------------- scenario
+# ------------------------------------------------------------------------------------------------------------- scenario
 
 
 def test_a_scenario_is_written_in_one_line() -> None:
@@ -92,7 +92,7 @@ def test_certain_and_impossible_faults(name: str, row: int, seed: int) -> None:
     assert row_fault(active_row_faults(Scenario(**faults)), row, seed) is None
 
 
-# ------------------------------------------------------------------------------------------------------------------ time
+# ----------------------------------------------------------------------------------------------------------------- time
 
 
 def test_clocks() -> None:
@@ -181,7 +181,7 @@ def _batch(course: Any, ending: str | None, n_rows: int) -> Batch:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- answers
+# -------------------------------------------------------------------------------------------------------------- answers
 
 SCHEMAS: list[dict[str, Any]] = [
     {"type": "object", "properties": {"label": {"enum": ["a", "b"]}, "why": {"type": "string"}}, "required": ["label"]},
@@ -237,7 +237,7 @@ def test_answers_stay_within_their_bound(text: str, most: int | None) -> None:
     assert most is None or (tokens <= most and output_tokens(kept) <= most)
 
 
-# ------------------------------------------------------------------------------------------------------------------ wire
+# ----------------------------------------------------------------------------------------------------------------- wire
 
 
 class Trickle:
@@ -276,8 +276,7 @@ def test_multipart_in_any_pieces(contents: list[bytes], noise: list[bytes], size
 def test_half_a_form_is_told(form: bytes) -> None:
     """A form that ends early is an error, not a short file."""
     with pytest.raises(BadRequest):
-        for part in parts(BytesIO(form).read, "multipart/form-data; boundary=b"):
-            b"".join(part.content)
+        [b"".join(part.content) for part in parts(BytesIO(form).read, "multipart/form-data; boundary=b")]
     with pytest.raises(BadRequest):
         next(parts(BytesIO(form).read, "multipart/form-data"))
 

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from canwait.errors import SinkError
 from canwait.sinks.atomic import replacing
 from canwait.sinks.opening import failed_path, open_sink, read_back
-from canwait.sinks.rows import field_types, loaded_batches, loaded_schema, output_values
+from canwait.sinks.rows import field_types, fitted
 from canwait.sources.opening import open_source
-from canwait.types import Load, LoadedRow, Source
+from canwait.types import Load, Source
 
 ENDINGS = ["csv", "tsv", "jsonl", "parquet"]
 MODES = ["merge", "append", "replace"]
@@ -477,79 +477,66 @@ def test_folders_of_a_target_are_made(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------- from answers to rows
 
-OUTPUT_SCHEMA = {
-    "type": "object",
-    "properties": {
+
+def test_fields_have_the_types_of_the_output_schema() -> None:
+    """Optional, nested and referenced fields keep a type, as pydantic writes them; what has no one type is text."""
+    properties: dict[str, Any] = {
         "label": {"enum": ["bug", "billing"]},
         "urgency": {"type": "integer"},
         "score": {"anyOf": [{"type": "number"}, {"type": "null"}]},
         "sure": {"type": ["boolean", "null"]},
         "tags": {"type": "array", "items": {"type": "string"}},
         "who": {"$ref": "#/$defs/Person"},
-        "any": {},
-    },
-    "$defs": {
-        "Person": {"type": "object", "properties": {"name": {"type": "string"}, "boss": {"$ref": "#/$defs/Person"}}}
-    },
-}
-ANSWER = {"label": "bug", "urgency": 2, "score": 1, "sure": None, "tags": ["a"], "who": {"name": "x"}, "any": [1, "y"]}
+        "either": {"type": ["string", "integer"]},
+        "open": {"type": "object"},
+        "any": True,
+    }
+    person = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
+    assert field_types({"type": "object", "properties": properties, "$defs": {"Person": person}}) == {
+        "label": pa.string(),
+        "urgency": pa.int64(),
+        "score": pa.float64(),
+        "sure": pa.bool_(),
+        "tags": pa.list_(pa.string()),
+        "who": pa.struct([("name", pa.string()), ("age", pa.int64())]),
+        "either": pa.string(),
+        "open": pa.string(),
+        "any": pa.string(),
+    }
+    assert field_types(None) == field_types({"type": "array"}) == field_types({"$ref": "#/none"}) == {}
 
 
-def loaded(key: str, values: dict[str, Any]) -> LoadedRow:
-    return LoadedRow(key, values, "small-2", "batch", Decimal("0.000001"), AT)
-
-
-def test_a_loaded_row_is_key_fields_and_provenance(tmp_path: Path) -> None:
-    """Columns stand in that order, typed by the output schema; what has no one type is JSON text."""
-    schema = loaded_schema("id", OUTPUT_SCHEMA)
-    assert schema.names == ["id", *OUTPUT_SCHEMA["properties"], "_model", "_tier", "_cost_usd", "_produced_at"]
-    values = output_values(json.dumps(ANSWER), OUTPUT_SCHEMA)
-    assert values == ANSWER
-    open_sink(Load("a.parquet"), tmp_path, "id").load(
-        loaded_batches([loaded("007", values)], schema, pytest.fail), schema
-    )
-    row = read_back(tmp_path / "a.parquet").to_pylist()[0]
-    assert row["who"].pop("boss") in ({}, None)
-    assert row == {
-        "id": "007", **ANSWER, "any": '[1,"y"]',
-        "_model": "small-2", "_tier": "batch", "_cost_usd": Decimal("0.000001000"), "_produced_at": AT,
-    }  # fmt: skip
+def test_a_schema_that_contains_itself_ends() -> None:
+    """A recursive schema has a type of bounded depth, with JSON text below, and values of any depth fit it."""
+    node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
+    kind = field_types({"properties": {"first": {"$ref": "#/$defs/Node"}}, "$defs": {"Node": node}})["first"]
+    value: Any = {"next": None}
+    for _ in range(50):
+        value = {"next": value}
+    assert '"next":' in str(pa.array([fitted(value, kind)], kind)[0])
 
 
 @pytest.mark.parametrize(
-    ("schema", "output", "values"),
+    ("value", "kind", "stored"),
     [
-        (None, "plain, even {", {"output": "plain, even {"}),
-        ({"enum": ["a", "b"]}, '"a"', {"output": "a"}),
-        ({"type": "array", "items": {"type": "integer"}}, "[1,2]", {"output": [1, 2]}),
-        ({"type": "object"}, '{"output":1}', {"output": {"output": 1}}),
-        ({"type": "object", "properties": {"output": {"type": "string"}}}, '{"output":"x","more":1}', {"output": "x"}),
+        ("as it is", pa.string(), "as it is"),
+        ([1, "ü"], pa.string(), '[1,"ü"]'),
+        (5, pa.string(), "5"),
+        (3.0, pa.int64(), 3),
+        (None, pa.int64(), None),
+        ([["x"], None], pa.list_(pa.string()), ['["x"]', None]),
+        ({"n": 2.0, "more": 1}, pa.struct([("n", pa.int64()), ("m", pa.bool_())]), {"n": 2, "m": None}),
     ],
-    ids=["text", "enum", "array", "open object", "a field named output"],
 )
-def test_any_answer_has_fields(schema: Any, output: str, values: dict[str, Any]) -> None:
-    """An answer that is no object with named fields is one field, `output`."""
-    assert output_values(output, schema) == values
-    assert list(field_types(schema)) == list(values)
-    assert sum(b.num_rows for b in loaded_batches([loaded("1", values)], loaded_schema("id", schema), pytest.fail)) == 1
+def test_a_value_fits_its_column(value: Any, kind: pa.DataType, stored: Any) -> None:
+    """Arrow stores what `fitted` makes of an answer's value."""
+    assert pa.array([fitted(value, kind)], kind).to_pylist() == [stored]
 
 
-def test_one_odd_answer_does_not_keep_the_others(tmp_path: Path) -> None:
-    """A value that no column can hold is handed back with the reason; every other row is loaded."""
-    schema = loaded_schema("id", {"type": "object", "properties": {"n": {"type": "integer"}}})
-    odd: list[tuple[str, str]] = []
-    rows = [loaded("1", {"n": 1}), loaded("2", {"n": 10**30}), loaded("3", {"n": 3.0}), loaded("4", {"n": 1.5})]
-    batches = list(loaded_batches(rows, schema, lambda row, why: odd.append((row.key, why))))
-    assert [row["id"] for b in batches for row in b.to_pylist()] == ["1", "3"]
-    assert [key for key, _ in odd] == ["2", "4"]
-    assert all(why.startswith("cannot be stored: ") for _, why in odd)
-
-
-@pytest.mark.parametrize("field", ["id", "_model"])
-def test_two_columns_of_one_name_are_refused(field: str) -> None:
-    """A field of the output cannot have the key's name or a provenance column's."""
-    with pytest.raises(SinkError, match=f"two columns named '{field}'"):
-        loaded_schema("id", {"type": "object", "properties": {field: {"type": "string"}}})
+def test_no_number_is_cut_to_an_integer() -> None:
+    """A number with a fraction in an integer's column is an error, not another number."""
+    with pytest.raises(pa.ArrowInvalid, match=r"3\.5 is no integer"):
+        fitted(3.5, pa.int64())
 
 
 @pytest.mark.slow

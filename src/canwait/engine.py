@@ -46,7 +46,7 @@ from .ledger import Ledger, NewShard, Settlement
 from .price import cost_micros, worst_micros
 from .providers import Provider
 from .settling import Fate
-from .types import Batch, Intent, MarkClass, Outcome, Shard, ShardFile, ShardState, Terms
+from .types import Batch, Intent, MarkClass, Outcome, Price, Shard, ShardFile, ShardState, Terms
 
 S = ShardState
 _GONE_S = 3600  # a batch whose results the provider does not know this long after its end is taken as lost
@@ -328,9 +328,9 @@ class Engine:
 
         usage, confirmed = landed.usage, _ceil(landed.exact_micros)
         unknown = [line for line, fate in landed.fates.items() if fate.billed == "unknown"]
-        # One sum cannot be priced where long requests have other rates, so there the rows alone count.
-        if batch.usage is not None and not terms.price.steps and settling.batch_usage_counts(batch, usage):
-            confirmed, usage = max(confirmed, cost_micros([batch.usage], terms.price)), batch.usage
+        flat = _flat(terms.price, max(_ints(manifest, "input_bound"), default=0))
+        if batch.usage is not None and flat is not None and settling.batch_usage_counts(batch, usage):
+            confirmed, usage = max(confirmed, cost_micros([batch.usage], flat)), batch.usage
             unknown = []  # the batch's own bill covers what its rows do not state
         bounds = self._bounds(manifest, unknown)
         wasted = min(confirmed, _ceil(landed.exact_wasted_micros) + max(0, confirmed - _ceil(landed.exact_micros)))
@@ -489,6 +489,13 @@ def _ceil(exact: Decimal) -> int:
 
 def _ints(table: pa.Table, column: str) -> list[int]:
     return cast("list[int]", table[column].to_pylist())
+
+
+def _flat(price: Price, longest_input: int) -> Price | None:
+    """The price of a sum of requests; None where some may be long enough for other rates, so that a sum has no price."""
+    if any(longest_input > step.above_input_tokens for step in price.steps):
+        return None
+    return replace(price, steps=())
 
 
 def _tally(fates: dict[int, Fate]) -> dict[str, int]:

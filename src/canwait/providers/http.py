@@ -250,7 +250,7 @@ class Wire:
 
     def _refused(self, phase: Phase, response: httpx2.Response, raw: bytes) -> CanwaitError:
         status, error = response.status_code, error_of(parse(raw))
-        words = self._clean(str(error.get("message") or "")) or _shown(raw)
+        words = self._clean(str(error.get("message") or "") or _shown(raw))
         what = f"{self.provider} answered {status}: {words}"
         wait_s = retry_after_s(response.headers)
         if status in (401, 403):
@@ -309,9 +309,10 @@ def _checked_url(provider: str, base_url: str) -> httpx2.URL:
     problem = "expected an address like https://host/path"
     try:
         url = httpx2.URL(base_url.strip())
-        if url.scheme in ("http", "https") and url.host:
+        url.raw_host.decode("ascii").encode("idna")  # as the socket library will: empty and endless labels fail here
+        if url.scheme in ("http", "https") and url.host and (url.port or 0) < 65_536:
             return url.copy_with(username=None, password=None)
-    except httpx2.InvalidURL as exc:
+    except (httpx2.InvalidURL, UnicodeError) as exc:
         problem = f"{exc}; {problem}"
     place = Problem(f"{provider.upper()}_BASE_URL", None, None, None, f"{base_url!r} is not an address: {problem}")
     raise SpecError([place], hint=f"correct {provider.upper()}_BASE_URL")

@@ -275,7 +275,7 @@ def _usage(stated: Any, limit: int) -> Usage | None:
 
 
 def _content(body: Json) -> tuple[str | None, str | None, str | None]:
-    """(text, why it stopped, refusal) of a chat completion, a response or an embedding; all None: it is none of them."""
+    """(text, why it stopped, refusal) of a chat completion, a response or an embedding; all None: none of these."""
     match body:
         case {"choices": [{"message": {} as message} as choice, *_]}:
             text = "".join(_texts(message.get("content")))

@@ -15,7 +15,12 @@ from .parquet import row_batch
 
 
 def from_frame(frame: Any) -> RowSource:
-    """The rows of a pandas or polars frame, a pyarrow Table or RecordBatchReader, or any other Arrow stream.
+    """The rows of a frame, read as often as needed. Raises SourceError as `to_table` does."""
+    return _FrameSource(to_table(frame))
+
+
+def to_table(frame: Any) -> pa.Table:
+    """A pandas or polars frame, a pyarrow Table or RecordBatchReader, or any other Arrow stream, as a Table.
 
     A named pandas index is a column; missing values (None, NaN, NaT) are None. A RecordBatchReader can be read
     only once, so its rows are held in memory. Raises SourceError for anything else, and for a column of mixed types.
@@ -33,7 +38,9 @@ def from_frame(frame: Any) -> RowSource:
             )
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise _refused(f"has no Arrow form: {' '.join(str(error).split())}") from error
-    return _FrameSource(table)
+    if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
+        raise SourceError([Problem("frame", None, None, None, f"column {name!r} stands twice") for name in twice])
+    return table
 
 
 def to_frame_like(frame: Any, table: pa.Table) -> Any:
@@ -56,10 +63,7 @@ class _FrameSource:
     name = "frame"
 
     def __init__(self, table: pa.Table) -> None:
-        names = table.schema.names
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise SourceError([Problem(self.name, None, None, None, f"column {name!r} stands twice") for name in twice])
-        self.columns = tuple(names)
+        self.columns = tuple(table.column_names)
         self._table = table
 
     def batches(self) -> Iterator[RowBatch]:
