@@ -26,6 +26,7 @@ class Seen:
     query: dict[str, str]
     headers: dict[str, str]  # names in lower case
     body: bytes
+    connection: tuple[str, int]  # tells connections apart
 
     @property
     def json(self) -> Any:
@@ -69,17 +70,18 @@ def serving(answer: Callable[[Seen], Reply]) -> Iterator[Host]:
 
         def handle_one_request(self) -> None:
             self.raw_requestline = self.rfile.readline(65_537)
-            alive = bool(self.raw_requestline) and self.parse_request()
-            self.close_connection = True
-            if not alive:
+            if not self.raw_requestline or not self.parse_request():
+                self.close_connection = True
                 return
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             url = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(url.query).items()}
             headers = {name.lower(): value for name, value in self.headers.items()}
-            seen = Seen(self.command, url.path, query, headers, body)
+            seen = Seen(self.command, url.path, query, headers, body, self.client_address)
             host.seen.append(seen)
-            self.reply(host.answer(seen))
+            reply = host.answer(seen)
+            self.reply(reply)
+            self.close_connection = reply.raw is not None or reply.cut is not None
 
         def reply(self, reply: Reply) -> None:
             if reply.raw is not None:

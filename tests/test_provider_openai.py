@@ -211,6 +211,16 @@ def test_an_upload_that_breaks_never_arrived(tmp_path: Path) -> None:
     assert 1 == len(host.seen)
 
 
+def test_the_guard_stands_between_upload_and_create(tmp_path: Path) -> None:
+    """The guard is asked when only the create is left to send, which then has a connection of its own."""
+    seen: list[list[str]] = []
+    with serving(creating(Reply(batch()))) as host:
+        provider(host.url).submit(shard_of(tmp_path), lambda: seen.append([s.path for s in host.seen]))
+    assert seen == [["/files"]]
+    assert [s.path for s in host.seen] == ["/files", "/batches"]
+    assert len({s.connection for s in host.seen}) == 2
+
+
 def test_a_guard_that_takes_long_does_not_eat_the_create_s_time(tmp_path: Path) -> None:
     """The create's time starts after the guard."""
     with serving(creating(Reply(batch()))) as host:
@@ -251,9 +261,9 @@ def test_the_key_is_in_no_error(tmp_path: Path) -> None:
 
 def test_the_key_is_in_no_error_of_a_page_either(tmp_path: Path) -> None:
     """A proxy's page that repeats our headers does not put the key into an error."""
-    with serving(creating(Reply(f"<pre>Authorization: Bearer {KEY}</pre>".encode(), 403))) as host:
-        with pytest.raises(KeyRefused) as caught:
-            provider(host.url).submit(shard_of(tmp_path), hold)
+    page = f"<pre>Authorization: Bearer {KEY}</pre>".encode()
+    with serving(creating(Reply(page, 403))) as host, pytest.raises(KeyRefused) as caught:
+        provider(host.url).submit(shard_of(tmp_path), hold)
     assert "Bearer [key]" in str(caught.value)
 
 

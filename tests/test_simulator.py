@@ -185,7 +185,7 @@ def test_accounts_do_not_see_each_other(tmp_path: Path) -> None:
     with simulated(tmp_path, keys={"key": "a", "other": "b"}) as sim:
         batch = sim.submit()
         other = sim.openai.with_options(api_key="other")
-        assert list(other.batches.list()) == list(other.files.list()) == []
+        assert [*other.batches.list(), *other.files.list()] == []
         with pytest.raises(openai.NotFoundError):
             other.batches.retrieve(batch.id)
 

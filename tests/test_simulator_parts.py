@@ -311,7 +311,7 @@ def test_bodies_end_where_their_headers_say() -> None:
         message = Message()
         for name, value in headers.items():
             message[name.replace("_", "-")] = value
-        return RequestBody(BufferedReader(BytesIO(data)), message)  # type: ignore[arg-type]
+        return RequestBody(BufferedReader(BytesIO(data)), message)
 
     assert body(b"abcdef", content_length="4").all(99) == b"abcd"
     assert body(b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nt: 1\r\n\r\nnext", transfer_encoding="chunked").all(99) == b"abcde"

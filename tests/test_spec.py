@@ -301,6 +301,7 @@ def test_prompts_come_as_text_file_or_messages(folder: Path) -> None:
         return job_from_dict(changed(prompt=value), base_dir=folder).prompt
 
     assert prompt("prompts/classify.md") == (("user", "Sort:\n{{ body }}\n"),)
+    assert prompt("Sum up\nnotes.txt") == (("user", "Sum up\nnotes.txt"),)
     assert prompt("Sum up notes.txt\n") == (("user", "Sum up notes.txt\n"),)
     assert prompt("{{ name }}.txt") == (("user", "{{ name }}.txt"),)
     messages = [
@@ -378,7 +379,7 @@ def test_output_names_a_model_beside_the_job(folder: Path) -> None:
         (5, "found 5; expected a JSON Schema"),
         ({"type": "objekt"}, "output.type: not a JSON Schema"),
         ({"type": "object", "properties": {"a": {"minimum": "1"}}}, "output.properties.a.minimum: not a JSON Schema"),
-        ({"type": "object", "$ref": "http://127.0.0.1:9/x"}, "not a JSON Schema"),
+        ({"type": "object", "$ref": "http://127.0.0.1:9/x"}, "Retrieval is disabled"),
         ({"type": "string"}, "expected `type: object`"),
     ],
 )

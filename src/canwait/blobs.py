@@ -51,10 +51,7 @@ class Blobs:
                 out.file.flush()
                 os.fsync(out.file.fileno())
                 out.file.close()
-                target = self._place(out.name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
-                _fsync_folder(target.parent)
+                self._publish(Path(path), out.name)
         except BaseException:
             with suppress(OSError):
                 out.file.close()
@@ -70,10 +67,7 @@ class Blobs:
                 while piece := file.read(_CHUNK):
                     digest.update(piece)
                 os.fsync(file.fileno())
-            target = self._place(digest.hexdigest())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-            _fsync_folder(target.parent)
+            self._publish(path, digest.hexdigest())
         return digest.hexdigest()
 
     def scratch(self) -> Path:
@@ -103,6 +97,13 @@ class Blobs:
         with self.path(name).open("rb", buffering=_CHUNK) as file:
             for line in file:
                 yield line.removesuffix(b"\n")
+
+    def _publish(self, path: Path, name: str) -> None:
+        target = self._place(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+        for folder in (target.parent, self.folder):  # the second holds the name of the first, which may be new
+            _fsync_folder(folder)
 
     def _place(self, name: str) -> Path:
         if not _NAME.fullmatch(name):

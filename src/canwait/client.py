@@ -132,6 +132,10 @@ class Client(AbstractContextManager["Client"]):
             self._providers[name] = open_provider(name, self.settings.env, spool=spool, settle_s=self.settings.settle_s)
         return self._providers[name]
 
+    def adopt(self, provider: Provider) -> None:
+        """Use this adapter for the provider of its name."""
+        self._providers[provider.name] = provider
+
     def job(
         self, spec: str | Path | Job, *, source: RowSource | None = None, output: type[BaseModel] | None = None
     ) -> JobHandle:
@@ -221,8 +225,10 @@ class Failed:
 class JobHandle:
     """A job under its durable name."""
 
-    def __init__(self, client: Client, job: Job, source: RowSource | None = None, frame: Any = None) -> None:
-        self.client, self.value, self._source, self._frame = client, job, source, frame
+    def __init__(
+        self, client: Client, job: Job, source: RowSource | None = None, frame: Any = None, table: Any = None
+    ) -> None:
+        self.client, self.value, self._source, self._frame, self._table = client, job, source, frame, table
 
     @property
     def name(self) -> str:
@@ -243,9 +249,15 @@ class JobHandle:
 
         c, job = self.client, self.value
         return prepare(
-            job, source=self.source, provider=provider, blobs=c.blobs, known=self._known(), price_of=self._price,
-            earlier=self._earlier(), now=c.clock.now(),
-        )  # fmt: skip
+            job,
+            source=self.source,
+            provider=provider,
+            blobs=c.blobs,
+            known=self._known(),
+            price_of=self._price,
+            earlier=self._earlier(),
+            now=c.clock.now(),
+        )
 
     def _quoting(self) -> Provider:
         """The provider, for its limits: a plan needs no key, for it sends nothing."""
@@ -294,9 +306,14 @@ class JobHandle:
     # -------------------------------------------------------------------------------------------------------- running
 
     def run(
-        self, *, plan: str | JobPlan | None = None, approve: Callable[[JobPlan], bool] | None = None, only: str | None = None,
-        until: datetime | None = None, watch: Callable[[], None] = lambda: None,
-    ) -> views.Figures | Any:  # fmt: skip
+        self,
+        *,
+        plan: str | JobPlan | None = None,
+        approve: Callable[[JobPlan], bool] | None = None,
+        only: str | None = None,
+        until: datetime | None = None,
+        watch: Callable[[], None] = lambda: None,
+    ) -> views.Figures | Any:
         """Run the job to its end, or go on with it; the figures since its first run (of a frame: the frame, answered).
 
         plan: run exactly this plan, or raise PlanStale. approve: asked once before the first money is held; None approves,
@@ -326,8 +343,17 @@ class JobHandle:
                 )
             if value.n_bad_rows:
                 raise _bad_rows(value, self.source.name)
-            terms = Terms(value.provider, value.model, value.endpoint, value.tier, value.price, self.value.output_schema,
-                          self.value.attempts, self.value.source.key, self.value.dedupe)  # fmt: skip
+            terms = Terms(
+                value.provider,
+                value.model,
+                value.endpoint,
+                value.tier,
+                value.price,
+                self.value.output_schema,
+                self.value.attempts,
+                self.value.source.key,
+                self.value.dedupe,
+            )
             self._check_columns(terms)
             if value.n_new and not c.ledger.query("plan", job=self.name, digest=value.digest):
                 self._afford(value)
@@ -340,12 +366,35 @@ class JobHandle:
                 )
             now = c.clock.now()
             new = [
-                NewShard(s.id, s.id, 1, value.provider, provider.account, s.n_lines, s.requests_blob, s.manifest_blob, s.input_bound,
-                         s.output_bound, s.worst_micros, now) for s in value.shards
-            ]  # fmt: skip
+                NewShard(
+                    s.id,
+                    s.id,
+                    1,
+                    value.provider,
+                    provider.account,
+                    s.n_lines,
+                    s.requests_blob,
+                    s.manifest_blob,
+                    s.input_bound,
+                    s.output_bound,
+                    s.worst_micros,
+                    now,
+                )
+                for s in value.shards
+            ]
             body = {**plan_to_json(value), "shards": [], "shard_ids": []}
-            opened = OpenPlan(self.name, value.digest, body, terms_to_json(terms), self.value.owner, limits,
-                              now + timedelta(seconds=self.value.deadline_s), new, prepared.answering, revision)  # fmt: skip
+            opened = OpenPlan(
+                self.name,
+                value.digest,
+                body,
+                terms_to_json(terms),
+                self.value.owner,
+                limits,
+                now + timedelta(seconds=self.value.deadline_s),
+                new,
+                prepared.answering,
+                revision,
+            )
             if c.ledger.open_plan(opened, now):
                 return value
 
@@ -355,7 +404,9 @@ class JobHandle:
 
         columns_of(terms)
         if self.value.load is not None:
-            open_sink(self.value.load, self.value.base_dir, self.value.source.key)
+            path = self.value.base_dir / self.value.source.uri
+            source = path if self._source is None and path.is_file() else None
+            open_sink(self.value.load, self.value.base_dir, self.value.source.key, source=source)
 
     def _afford(self, plan: Plan) -> None:
         """Raises BudgetExceeded when the plan's worst case cannot be held; `trim` lets the shards that fit run."""
@@ -482,13 +533,13 @@ class JobHandle:
         import pyarrow as pa
 
         from .load import answers
-        from .sources.frames import to_frame_like, to_table
+        from .sources.frames import to_frame_like
 
         if self.value.quality is not None:
             raise GatePending(job=self.name)
         from .render import key_text
 
-        table = to_table(self._frame)
+        table = self._table
         with answers(self.client.ledger, self.client.blobs, self.name) as rows:
             found = pa.Table.from_batches(list(rows.loaded()), rows.columns.loaded)
             names = [n for n, _ in rows.columns.fields] or ["output"]
@@ -514,25 +565,44 @@ def standing(figures: views.Figures, *, cancelled: bool, gated: bool) -> tuple[J
 
 
 def map(
-    frame: Any, name: str, *, model: str, key: str, prompt: str, budget_usd: Any, max_output_tokens: int,
-    output: type[BaseModel] | Mapping[str, Any] | None = None, deadline: str = "24h", urgency: str = "batch",
-    client: Client | None = None, **fields: Any,
-) -> JobHandle:  # fmt: skip
+    frame: Any,
+    name: str,
+    *,
+    model: str,
+    key: str,
+    prompt: str,
+    budget_usd: Any,
+    max_output_tokens: int,
+    output: type[BaseModel] | Mapping[str, Any] | None = None,
+    deadline: str = "24h",
+    urgency: str = "batch",
+    client: Client | None = None,
+    **fields: Any,
+) -> JobHandle:
     """A job over the rows of a pandas, polars or Arrow frame; nothing is sent before `run`.
 
     The same name with the same rows is the same job: running it again costs nothing. `fields` are the job file's others.
     """
-    from .sources.frames import from_frame
+    from .sources.frames import from_frame, to_table
     from .spec import job_from_dict
 
     spec = {
-        "version": 1, "name": name, "source": {"uri": "frame:", "key": key}, "model": model, "prompt": prompt, "deadline": deadline,
-        "urgency": urgency, "max_output_tokens": max_output_tokens, "budget": {"usd": str(budget_usd)}, **fields,
-    }  # fmt: skip
+        "version": 1,
+        "name": name,
+        "source": {"uri": "frame:", "key": key},
+        "model": model,
+        "prompt": prompt,
+        "deadline": deadline,
+        "urgency": urgency,
+        "max_output_tokens": max_output_tokens,
+        "budget": {"usd": str(budget_usd)},
+        **fields,
+    }
     if output is not None:
         spec["output"] = output if isinstance(output, Mapping) else output.model_json_schema()
     job = job_from_dict(spec, base_dir=Path.cwd())
-    return JobHandle(client or connect(), job, from_frame(frame), frame)
+    table = to_table(frame)  # once, for a RecordBatchReader can be read only once
+    return JobHandle(client or connect(), job, from_frame(table), frame, table)
 
 
 def _reusable(root: Row, job: str) -> Callable[[int], bool]:

@@ -19,13 +19,14 @@ from typing import Any, Protocol
 from .errors import LedgerError, LedgerUnreadable
 
 Row = Mapping[str, Any]
-Fault = Callable[
-    [str], None
-]  # called with "before NAME" / "after NAME" around every commit; drills kill the process here
+Fault = Callable[[str], None]  # told "before NAME" / "after NAME" around every commit; drills kill the process here
 
 _ADVISORY_LOCK = 7_236_001
 _WORDS = {"sqlite": {"blob": "BLOB", "serial": "INTEGER PRIMARY KEY AUTOINCREMENT"},
           "postgres": {"blob": "BYTEA", "serial": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"}}  # fmt: skip
+_TABLES = {"sqlite": "SELECT name FROM sqlite_master WHERE type = 'table'",
+           "postgres": "SELECT tablename AS name FROM pg_tables WHERE schemaname = current_schema()"}  # fmt: skip
+_OURS = frozenset({"meta", "budget", "entry", "job", "plan", "shard", "intent", "journal"})
 
 
 class Tx(Protocol):
@@ -73,12 +74,19 @@ class Db:
             for number, script in enumerate(scripts[found:], found + 1):
                 for statement in split_script(script.format(**_WORDS[self.dialect])):
                     self._script(statement)
-                self._script(f"UPDATE meta SET value = '{number}' WHERE name = 'version'")
+                self._script(f"UPDATE meta SET value = '{number}' WHERE name = 'version'")  # noqa: S608 our own number
 
     def _version(self) -> int:
-        raise NotImplementedError
+        """The last migration it has seen, 0 for an empty database. Raises LedgerUnreadable for what is no ledger."""
+        tables = {row["name"] for row in self._script(_TABLES[self.dialect])} - {"sqlite_sequence"}
+        if not tables:
+            return 0
+        if not tables >= _OURS:
+            raise LedgerUnreadable(url=redacted(self.url), why="it is a database of something else")
+        return int(self._script("SELECT value FROM meta WHERE name = 'version'")[0]["value"])
 
-    def _script(self, statement: str) -> None:
+    def _script(self, statement: str) -> list[Row]:
+        """Run a statement that is not in ledger.sql."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -134,6 +142,7 @@ class _Sqlite(Db):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
             self._connection.row_factory = sqlite3.Row
+            self._version()  # before the first pragma that writes: what is not ours stays as it is
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 self._connection.execute(f"PRAGMA {pragma}")
         except (sqlite3.Error, OSError) as error:
@@ -166,25 +175,15 @@ class _Sqlite(Db):
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, sqlite3.IntegrityError) as error:
             full = "disk" in str(error) or "full" in str(error)
             hint = "free some space, then run the same command again: nothing was lost" if full else None
             raise LedgerError(f"the ledger at {self.url} could not be written: {error}", hint=hint) from error
         except sqlite3.DatabaseError as error:
             raise LedgerUnreadable(url=self.url, why=str(error)) from error
 
-    def _version(self) -> int:
-        tables = {
-            row["name"] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        }
-        if "meta" not in tables:
-            if tables - {"sqlite_sequence"}:
-                raise LedgerUnreadable(url=self.url, why="it is a database of something else")
-            return 0
-        return int(self._connection.execute("SELECT value FROM meta WHERE name = 'version'").fetchone()["value"])
-
-    def _script(self, statement: str) -> None:
-        self._connection.execute(statement)
+    def _script(self, statement: str) -> list[Row]:
+        return [dict(row) for row in self._connection.execute(statement)]
 
     def close(self) -> None:
         self._connection.close()
@@ -222,11 +221,10 @@ class _Postgres(Db):
 
     @contextmanager
     def transaction(self, name: str) -> Iterator[Tx]:
-        with self._lock, self._errors():
-            with self._connection.transaction():
-                self._connection.execute(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
-                yield _PostgresTx(self._connection, self._statements)
-                self.fault(f"before {name}")
+        with self._lock, self._errors(), self._connection.transaction():
+            self._connection.execute(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+            yield _PostgresTx(self._connection, self._statements)
+            self.fault(f"before {name}")
         self.fault(f"after {name}")
 
     @contextmanager
@@ -243,15 +241,10 @@ class _Postgres(Db):
             words = (str(error).splitlines() or [type(error).__name__])[0]
             raise LedgerError(f"the ledger at {redacted(self.url)} could not be used: {words}") from error
 
-    def _version(self) -> int:
-        found = self._connection.execute("SELECT to_regclass('meta') AS found").fetchone()
-        if found is None or found["found"] is None:
-            return 0
-        row = self._connection.execute("SELECT value FROM meta WHERE name = 'version'").fetchone()
-        return int(row["value"]) if row else 0
-
-    def _script(self, statement: str) -> None:
-        self._connection.execute(statement)
+    def _script(self, statement: str) -> list[Row]:
+        cursor = self._connection.execute(statement)
+        rows: list[Row] = [*cursor.fetchall()] if cursor.description else []
+        return rows
 
     def close(self) -> None:
         self._connection.close()

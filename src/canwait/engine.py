@@ -126,7 +126,7 @@ class Engine:
     def sweep(self, job: str) -> bool:
         """Look for second batches of one token before a job ends; found ones are cancelled and their bill is booked.
 
-        True when the job may end: nothing was found. Only shards whose create was begun twice can have one.
+        True when the job may end: nothing was found. Only a shard with more creates begun than batches known can have one.
         """
         found = False
         for row in self.ledger.query("tried_again", job=job):
@@ -161,8 +161,8 @@ class Engine:
             self.ledger.pause_job(shard.job, str(error), now)
             self.ledger.wait(shard, self._later(provider, shard), str(error), now)
         except BudgetExceeded as error:
-            budget = self.ledger.query("budget", id=error.fields["budget"])[0]
-            if budget["held_micros"] or budget["held_tokens"]:  # money on its way may come back
+            quoted = json.dumps(error.fields["budget"])  # as it stands in the column
+            if self.ledger.query("money_on_its_way", id=shard.id, quoted=quoted)[0]["n"]:  # some may come back
                 self.ledger.wait(shard, self._later(provider, shard), str(error), now)
             else:
                 self.ledger.dropped(shard, self._all_lines(shard, Outcome.FAILED, "budget", str(error)), now)
@@ -225,7 +225,7 @@ class Engine:
         file = replace(file, first_try=file.first_try or self.clock.now())
 
         def guard() -> None:
-            self.ledger.renew(shard, self.clock.now(), self.pace.lease_s)
+            self.ledger.sending(shard, self.pace.lease_s, self.clock.now())
 
         try:
             batch = provider.submit(file, guard)
@@ -315,9 +315,13 @@ class Engine:
         with self._scratch() as folder:
             writer = landing.ResultsWriter(folder / "results.parquet", root_lines)
             landed = landing.land(
-                self._raw_lines(shard), self._file(shard, provider), decode=provider.decode,
-                check=landing.checker(terms.output_schema), price=terms.price, writer=writer,
-            )  # fmt: skip
+                self._raw_lines(shard),
+                self._file(shard, provider),
+                decode=provider.decode,
+                check=landing.checker(terms.output_schema),
+                price=terms.price,
+                writer=writer,
+            )
             absent = settling.fate_of_absent(batch)
             for line in range(shard.n_lines):
                 if line not in landed.fates:
@@ -354,9 +358,15 @@ class Engine:
         )
 
     def _retry(self, shard: Shard, manifest: pa.Table, verdict: settling.Verdict, terms: Terms) -> NewShard:
-        """A shard of the lines that are sent again. Its id is a function of what it follows, so a repeat makes the same."""
+        """A shard of the lines that are sent again. Its id is a function of what it follows, so a repeat makes the same.
+
+        Lines that were not tried, because the provider's queue was full, wait for it: that is no attempt of theirs.
+        """
         again = sorted(verdict.again)
-        return self.follow_up(shard, manifest, again, verdict.attempt, terms, why=shard.batch_id or "")
+        new = self.follow_up(shard, manifest, again, verdict.attempt, terms, why=shard.batch_id or "")
+        return (
+            new if verdict.attempt > shard.attempt else replace(new, next_at=self._later(self.provider(shard), shard))
+        )
 
     def follow_up(
         self, shard: Shard, manifest: pa.Table, lines: list[int], attempt: int, terms: Terms, *, why: str
@@ -371,10 +381,18 @@ class Engine:
         seed = "\0".join((shard.id, str(attempt), why, requests))
         return NewShard(
             id=f"{shard.root[:16]}-{hashlib.sha256(seed.encode()).hexdigest()[:8]}",
-            root=shard.root, attempt=attempt, provider=shard.provider, account=shard.account, n_lines=len(lines),
-            requests_blob=requests, manifest_blob=manifest_blob, input_bound=sum(i for i, _ in bounds),
-            output_bound=sum(o for _, o in bounds), worst_micros=worst_micros(bounds, terms.price), next_at=self.clock.now(),
-        )  # fmt: skip
+            root=shard.root,
+            attempt=attempt,
+            provider=shard.provider,
+            account=shard.account,
+            n_lines=len(lines),
+            requests_blob=requests,
+            manifest_blob=manifest_blob,
+            input_bound=sum(i for i, _ in bounds),
+            output_bound=sum(o for _, o in bounds),
+            worst_micros=worst_micros(bounds, terms.price),
+            next_at=self.clock.now(),
+        )
 
     def _all_lines(self, shard: Shard, outcome: Outcome, cause: str, detail: str) -> Settlement:
         """A shard that ended without being sent: every line ends the same way, nothing was spent."""
@@ -418,10 +436,15 @@ class Engine:
             intent = self.ledger.intent(shard.token)[0]
         known = frozenset(r["batch_id"] for r in self.ledger.query("batch_ids", account=shard.account, id=shard.id))
         return ShardFile(
-            token=shard.token or "", path=self.blobs.path(shard.requests_blob), n_rows=shard.n_lines, endpoint=terms.endpoint,
-            model=terms.model, window_s=provider.limits(terms.model).window_s,
-            first_try=intent.first_try if intent else None, known=known,
-        )  # fmt: skip
+            token=shard.token or "",
+            path=self.blobs.path(shard.requests_blob),
+            n_rows=shard.n_lines,
+            endpoint=terms.endpoint,
+            model=terms.model,
+            window_s=provider.limits(terms.model).window_s,
+            first_try=intent.first_try if intent else None,
+            known=known,
+        )
 
     def _raw_lines(self, shard: Shard) -> Iterator[bytes]:
         for blob in shard.raw_blobs:

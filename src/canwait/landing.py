@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from .price import exact_micros
 from .settling import Fate, fate_of
+from .sinks.rows import field_types
 from .types import Answer, Outcome, Price, ShardFile, Usage
 
 _FIELDS: list[pa.Field[Any]] = [
@@ -164,6 +165,7 @@ def checker(schema: Mapping[str, Any] | None) -> Callable[[str], str | None]:
     if schema is None:
         return lambda text: None
     validator = jsonschema_rs.Draft202012Validator(dict(schema))
+    integers = [name for name, kind in field_types(schema).items() if kind == pa.int64()]
 
     def check(text: str) -> str | None:
         try:
@@ -173,6 +175,9 @@ def checker(schema: Mapping[str, Any] | None) -> Callable[[str], str | None]:
         for found in validator.iter_errors(value):
             place = "/".join(str(p) for p in found.instance_path)
             return f"{place or 'answer'}: {found.message}"
+        for name in integers:  # one such answer must not keep a whole job from being loaded
+            if not -(2**63) <= (value.get(name) or 0) < 2**63:
+                return f"{name}: {value[name]} is beyond 64 bits"
         return None
 
     return check

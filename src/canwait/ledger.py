@@ -14,6 +14,7 @@ import hashlib
 import json
 import uuid
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,10 +22,10 @@ from typing import Any
 
 from . import lifecycle
 from .clock import from_us, to_us
+from .codec import batch_to_json, terms_from_json
 from .db import Db, Row, Tx
 from .errors import BudgetExceeded, BudgetFrozen, Crowded, InvalidMove, LeaseLost, LedgerError, NotFound
 from .price import format_usd
-from .codec import batch_to_json, terms_from_json
 from .types import Batch, BudgetSpec, Event, Intent, JobState, Limits, MarkClass, Outcome, Shard, ShardState, Terms
 
 S = ShardState
@@ -97,9 +98,14 @@ class Ledger:
     # ------------------------------------------------------------------------------------------------------- budgets
 
     def set_budget(self, budget: str, *, micros: int | None, tokens: int | None, now: datetime) -> None:
-        """Set the limits of `project:NAME`, `month`, `month:2026-11` or `job:NAME`; None: no limit."""
+        """Set the limits of `project:NAME`, `month`, `month:2026-11` or `job:NAME`; None: no limit.
+
+        `month` is every month from this one on: also those that have been reserved in already.
+        """
         with self.db.transaction("set_budget") as tx:
             tx.run("budget_limit", id=budget, micros=micros, tokens=tokens)
+            if budget == "month":
+                tx.run("budget_limit_months", since=f"month:{now:%Y-%m}", micros=micros, tokens=tokens)
             _journal(
                 tx, now, None, None, "budget_set", f"{budget} is limited", budget=budget, micros=micros, tokens=tokens
             )
@@ -247,10 +253,7 @@ class Ledger:
     def renew(self, shard: Shard, now: datetime, lease_s: float) -> None:
         """Hold a shard for `lease_s` from now. Raises LeaseLost when this caller no longer holds it."""
         with self.db.transaction("renew") as tx:
-            if not tx.count(
-                "renew", id=shard.id, fence=shard.fence, now=to_us(now), lease=to_us(now + timedelta(seconds=lease_s))
-            ):
-                raise LeaseLost(shard=shard.id)
+            _renew(tx, shard, now, lease_s)
 
     def wait(self, shard: Shard, until: datetime, blocked: str | None, now: datetime) -> None:
         """Leave a shard as it is until `until`; `blocked` names the limit that holds it."""
@@ -329,15 +332,24 @@ class Ledger:
         """Record that a create is about to be sent. From here on its fate is unknown until something proves it."""
         with self.db.transaction("begin_try") as tx:
             self._hold(tx, shard)
-            tx.run(
-                "renew", id=shard.id, fence=shard.fence, now=to_us(now), lease=to_us(now + timedelta(seconds=lease_s))
-            )
+            _renew(tx, shard, now, lease_s)
             tx.run("intent_try", token=shard.token, at=to_us(now))
+
+    def sending(self, shard: Shard, lease_s: float, now: datetime) -> None:
+        """The create leaves now, after its upload: hold the shard, and count the settle wait from here.
+
+        Raises LeaseLost when this caller no longer holds it; then nothing may be sent.
+        """
+        with self.db.transaction("sending") as tx:
+            _renew(tx, shard, now, lease_s)
+            tx.run("intent_sending", token=shard.token, at=to_us(now))
 
     def submitted(self, shard: Shard, batch: Batch, until: datetime, reason: str, now: datetime) -> None:
         """The provider named the batch: by its reply, by `find`, or by a person."""
         with self.db.transaction("submitted") as tx:
             self._step(tx, shard, S.SUBMITTED, now, next_at=until)
+            for other in tx.run("batch_owner", account=shard.account, batch_id=batch.id):
+                raise LedgerError(f"batch {batch.id} is shard {other['id']}'s; nothing was written")
             tx.run("shard_submitted", id=shard.id, batch_id=batch.id, batch=_batch_json(batch), at=to_us(now))
             tx.run("intent_close", token=shard.token)
             _journal(tx, now, shard.job, shard.id, "submitted", reason, batch=batch.id)
@@ -364,9 +376,14 @@ class Ledger:
             _journal(tx, now, shard.job, shard.id, "given_back", reason)
 
     def resolve_absent(self, shard: str, now: datetime) -> None:
-        """A person says that no batch of this shard exists. Raises NotFound unless its fate is open."""
+        """A person says that no batch of this shard exists.
+
+        Raises NotFound unless its fate is open, LeaseLost while a caller holds the shard.
+        """
         with self.db.transaction("resolve_absent") as tx:
             row = _one(tx, "shard", "shard", id=shard)
+            if row["lease_us"] > to_us(now):  # a caller may be sending it at this moment
+                raise LeaseLost(shard=shard)
             if row["state"] != S.SUBMITTING.value or not tx.count("intent_resolve", token=row["token"]):
                 raise NotFound(what="shard with an open submission", name=shard)
             tx.run("shard_due_now", id=shard, now=to_us(now))
@@ -418,8 +435,20 @@ class Ledger:
             if tx.run("shard", id=twin):
                 return
             row = _one(tx, "shard", "shard", id=shard.id)
-            new = NewShard(twin, shard.root, shard.attempt, row["provider"], row["account"], shard.n_lines, shard.requests_blob,
-                           shard.manifest_blob, shard.input_bound, shard.output_bound, shard.worst_micros, now)  # fmt: skip
+            new = NewShard(
+                twin,
+                shard.root,
+                shard.attempt,
+                row["provider"],
+                row["account"],
+                shard.n_lines,
+                shard.requests_blob,
+                shard.manifest_blob,
+                shard.input_bound,
+                shard.output_bound,
+                shard.worst_micros,
+                now,
+            )
             _insert_shard(tx, shard.job, row["plan"], new, role="duplicate", state=S.SUBMITTED, token=shard.token)
             chain = self._chain(tx, shard.job, now)
             tokens = shard.input_bound + shard.output_bound
@@ -488,10 +517,18 @@ class Ledger:
         with self.db.reading() as tx:
             rows = tx.run("events", since=since, job=job or "", count=count)
         return [
-            Event(r["seq"], f"evt_{self.id[:12]}_{r['seq']}", from_us(r["at_us"]), r["job"], r["shard"], r["kind"],
-                  r["reason"], json.loads(r["facts"]))
+            Event(
+                r["seq"],
+                f"evt_{self.id[:12]}_{r['seq']}",
+                from_us(r["at_us"]),
+                r["job"],
+                r["shard"],
+                r["kind"],
+                r["reason"],
+                json.loads(r["facts"]),
+            )
             for r in rows
-        ]  # fmt: skip
+        ]
 
     def next_due(self, job: str | None = None) -> tuple[datetime | None, int]:
         """When something can be done next, and how many shards are open."""
@@ -504,22 +541,24 @@ class Ledger:
         broken: list[str] = []
         with self.db.reading() as tx:
             sums = {r["budget"]: r for r in tx.run("entry_sums")}
-            held: dict[str, int] = {}
+            held: Counter[tuple[str, str]] = Counter()
             for job in tx.run("jobs"):
                 for shard in tx.run("shards", job=job["name"]):
                     for budget in json.loads(shard["budgets"]):
-                        held[budget] = held.get(budget, 0) + shard["held_micros"]
+                        for column in ("held_micros", "held_tokens"):
+                            held[budget, column] += shard[column]
             for budget in tx.run("budgets"):
                 for column in ("held_micros", "spent_micros", "held_tokens", "spent_tokens"):
                     said = int(sums[budget["id"]][column]) if budget["id"] in sums else 0
                     if budget[column] != said:
                         broken.append(f"{budget['id']}: {column} is {budget[column]}, its entries say {said}")
-                if budget["held_micros"] != held.get(budget["id"], 0):
-                    broken.append(
-                        f"{budget['id']}: holds {budget['held_micros']}, its shards hold {held.get(budget['id'], 0)}"
-                    )
-                if budget["held_micros"] < 0 or budget["spent_micros"] < 0:
-                    broken.append(f"{budget['id']}: negative money")
+                    if budget[column] < 0:
+                        broken.append(f"{budget['id']}: {column} is {budget[column]}")
+                for column in ("held_micros", "held_tokens"):
+                    if budget[column] != held[budget["id"], column]:
+                        broken.append(
+                            f"{budget['id']}: {column} is {budget[column]}, its shards hold {held[budget['id'], column]}"
+                        )
         return broken
 
     # ------------------------------------------------------------------------------------------------------- the parts
@@ -549,8 +588,17 @@ class Ledger:
     def _release(self, tx: Tx, shard: Shard, reason: str, now: datetime) -> None:
         row = tx.run("shard", id=shard.id)[0]
         for budget in json.loads(row["budgets"]):
-            _move(tx, now, budget, shard.job, shard.id, "release", reason,
-                  held_micros=-row["held_micros"], held_tokens=-row["held_tokens"])  # fmt: skip
+            _move(
+                tx,
+                now,
+                budget,
+                shard.job,
+                shard.id,
+                "release",
+                reason,
+                held_micros=-row["held_micros"],
+                held_tokens=-row["held_tokens"],
+            )
         tx.run("shard_reserved", id=shard.id, token=row["token"], micros=0, tokens=0, budgets="[]")
 
     def _settle(self, tx: Tx, shard: Shard, s: Settlement, now: datetime) -> None:
@@ -562,16 +610,50 @@ class Ledger:
         unknown_tokens = max(0, min(s.unknown_tokens, held_tokens - tokens))
         paid, paid_tokens = min(s.confirmed_micros, held), min(tokens, held_tokens)
         for budget in json.loads(row["budgets"]):
-            _move(tx, now, budget, shard.job, shard.id, "settle", s.reason, held_micros=-paid, spent_micros=s.confirmed_micros,
-                  held_tokens=-paid_tokens, spent_tokens=tokens)  # fmt: skip
-            _move(tx, now, budget, shard.job, shard.id, "release", s.reason, held_micros=paid + unknown - held,
-                  held_tokens=paid_tokens + unknown_tokens - held_tokens)  # fmt: skip
+            _move(
+                tx,
+                now,
+                budget,
+                shard.job,
+                shard.id,
+                "settle",
+                s.reason,
+                held_micros=-paid,
+                spent_micros=s.confirmed_micros,
+                held_tokens=-paid_tokens,
+                spent_tokens=tokens,
+            )
+            _move(
+                tx,
+                now,
+                budget,
+                shard.job,
+                shard.id,
+                "release",
+                s.reason,
+                held_micros=paid + unknown - held,
+                held_tokens=paid_tokens + unknown_tokens - held_tokens,
+            )
             if s.confirmed_micros > held or tokens > held_tokens:
-                _freeze(tx, budget, f"shard {shard.id} was billed ${format_usd(s.confirmed_micros)} against "
-                        f"${format_usd(held)} reserved", now)  # fmt: skip
-        tx.run("shard_settled", id=shard.id, results_blob=s.results_blob, held_micros=unknown, held_tokens=unknown_tokens,
-               confirmed_micros=s.confirmed_micros, wasted_micros=s.wasted_micros, input_tokens=s.input_tokens,
-               output_tokens=s.output_tokens, at=to_us(now))  # fmt: skip
+                _freeze(
+                    tx,
+                    budget,
+                    f"shard {shard.id} was billed ${format_usd(s.confirmed_micros)} against "
+                    f"${format_usd(held)} reserved",
+                    now,
+                )
+        tx.run(
+            "shard_settled",
+            id=shard.id,
+            results_blob=s.results_blob,
+            held_micros=unknown,
+            held_tokens=unknown_tokens,
+            confirmed_micros=s.confirmed_micros,
+            wasted_micros=s.wasted_micros,
+            input_tokens=s.input_tokens,
+            output_tokens=s.output_tokens,
+            at=to_us(now),
+        )
         if s.outcomes:
             root = tx.run("shard", id=shard.root)[0]
             vector = bytearray(zlib.decompress(root["vector"]))
@@ -602,6 +684,12 @@ def _one(tx: Tx, statement: str, what: str, **params: Any) -> Row:
     return rows[0]
 
 
+def _renew(tx: Tx, shard: Shard, now: datetime, lease_s: float) -> None:
+    lease = to_us(now + timedelta(seconds=lease_s))
+    if not tx.count("renew", id=shard.id, fence=shard.fence, now=to_us(now), lease=lease):
+        raise LeaseLost(shard=shard.id)
+
+
 def _journal(
     tx: Tx, now: datetime, job: str | None, shard: str | None, kind: str, reason: str, /, **facts: Any
 ) -> None:
@@ -609,11 +697,33 @@ def _journal(
 
 
 def _entry(
-    tx: Tx, now: datetime, budget: str, job: str, shard: str | None, kind: str, reason: str, /, *,
-    held_micros: int = 0, spent_micros: int = 0, held_tokens: int = 0, spent_tokens: int = 0,
-) -> None:  # fmt: skip
-    tx.run("entry", at=to_us(now), budget=budget, job=job, shard=shard, kind=kind, reason=reason, held_micros=held_micros,
-           spent_micros=spent_micros, held_tokens=held_tokens, spent_tokens=spent_tokens)  # fmt: skip
+    tx: Tx,
+    now: datetime,
+    budget: str,
+    job: str,
+    shard: str | None,
+    kind: str,
+    reason: str,
+    /,
+    *,
+    held_micros: int = 0,
+    spent_micros: int = 0,
+    held_tokens: int = 0,
+    spent_tokens: int = 0,
+) -> None:
+    tx.run(
+        "entry",
+        at=to_us(now),
+        budget=budget,
+        job=job,
+        shard=shard,
+        kind=kind,
+        reason=reason,
+        held_micros=held_micros,
+        spent_micros=spent_micros,
+        held_tokens=held_tokens,
+        spent_tokens=spent_tokens,
+    )
 
 
 def _move(
@@ -700,24 +810,57 @@ def _insert_shard(
 ) -> None:
     root = new.id == new.root
     tx.run(
-        "shard_insert", id=new.id, job=job, plan=plan, root=new.root, attempt=new.attempt, role=role, provider=new.provider,
-        account=new.account, state=state.value, n_lines=new.n_lines, requests_blob=new.requests_blob,
-        manifest_blob=new.manifest_blob, input_bound=new.input_bound, output_bound=new.output_bound,
-        worst_micros=new.worst_micros, vector=zlib.compress(bytes(new.n_lines)) if root else None, token=token,
+        "shard_insert",
+        id=new.id,
+        job=job,
+        plan=plan,
+        root=new.root,
+        attempt=new.attempt,
+        role=role,
+        provider=new.provider,
+        account=new.account,
+        state=state.value,
+        n_lines=new.n_lines,
+        requests_blob=new.requests_blob,
+        manifest_blob=new.manifest_blob,
+        input_bound=new.input_bound,
+        output_bound=new.output_bound,
+        worst_micros=new.worst_micros,
+        vector=zlib.compress(bytes(new.n_lines)) if root else None,
+        token=token,
         next=to_us(new.next_at),
-    )  # fmt: skip
+    )
 
 
 def _shard(row: Row) -> Shard:
     return Shard(
-        id=row["id"], job=row["job"], state=S(row["state"]), root=row["root"], attempt=row["attempt"], role=row["role"],
-        n_lines=row["n_lines"], requests_blob=row["requests_blob"], manifest_blob=row["manifest_blob"],
-        input_bound=row["input_bound"], output_bound=row["output_bound"], worst_micros=row["worst_micros"], token=row["token"],
-        batch_id=row["batch_id"], fence=row["fence"], next_at=from_us(row["next_us"]), blocked=row["blocked"],
-        raw_blobs=tuple(json.loads(row["raw_blobs"])), results_blob=row["results_blob"], held_micros=row["held_micros"],
-        confirmed_micros=row["confirmed_micros"], provider=row["provider"], account=row["account"], plan=row["plan"],
-        batch=row["batch"], cancel_asked=bool(row["cancel_asked"]),
-    )  # fmt: skip
+        id=row["id"],
+        job=row["job"],
+        state=S(row["state"]),
+        root=row["root"],
+        attempt=row["attempt"],
+        role=row["role"],
+        n_lines=row["n_lines"],
+        requests_blob=row["requests_blob"],
+        manifest_blob=row["manifest_blob"],
+        input_bound=row["input_bound"],
+        output_bound=row["output_bound"],
+        worst_micros=row["worst_micros"],
+        token=row["token"],
+        batch_id=row["batch_id"],
+        fence=row["fence"],
+        next_at=from_us(row["next_us"]),
+        blocked=row["blocked"],
+        raw_blobs=tuple(json.loads(row["raw_blobs"])),
+        results_blob=row["results_blob"],
+        held_micros=row["held_micros"],
+        confirmed_micros=row["confirmed_micros"],
+        provider=row["provider"],
+        account=row["account"],
+        plan=row["plan"],
+        batch=row["batch"],
+        cancel_asked=bool(row["cancel_asked"]),
+    )
 
 
 def _batch_json(batch: Batch) -> str:

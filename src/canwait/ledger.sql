@@ -39,6 +39,10 @@ ON CONFLICT (id) DO NOTHING;
 INSERT INTO budget (id, limit_micros, limit_tokens) VALUES (:id, :micros, :tokens)
 ON CONFLICT (id) DO UPDATE SET limit_micros = excluded.limit_micros, limit_tokens = excluded.limit_tokens;
 
+-- name: budget_limit_months
+-- Set the limits of this month and of those after it that exist already.
+UPDATE budget SET limit_micros = :micros, limit_tokens = :tokens WHERE id LIKE 'month:%' AND id >= :since;
+
 -- name: budget_reserve
 -- The compare-and-swap that no limit can be passed by: it changes no row unless the money is free.
 UPDATE budget SET held_micros = held_micros + :micros, held_tokens = held_tokens + :tokens
@@ -93,7 +97,7 @@ VALUES (:name, 'queued', :owner, 1, :plan, :chain, :deadline, :at);
 
 -- name: job_reopen
 -- The next plan of a job, if nobody else opened one since the planner looked.
-UPDATE job SET revision = revision + 1, plan = :plan, owner = :owner, chain = :chain, deadline_us = :deadline
+UPDATE job SET revision = revision + 1, cancelled = 0, plan = :plan, owner = :owner, chain = :chain, deadline_us = :deadline
 WHERE name = :name AND revision = :revision;
 
 -- name: job_deadline
@@ -253,14 +257,23 @@ WHERE account = :account AND id <> :id AND state IN ('submitting', 'submitted');
 -- How many of one account's batches are on their way.
 SELECT COUNT(*) AS n FROM shard WHERE account = :account AND id <> :id AND state IN ('submitting', 'submitted');
 
+-- name: money_on_its_way
+-- How many other shards hold money of a budget that their end may give back; what is unknown after an end is not.
+SELECT COUNT(*) AS n FROM shard WHERE id <> :id AND state IN ('submitting', 'submitted', 'ended')
+  AND (held_micros > 0 OR held_tokens > 0) AND REPLACE(budgets, :quoted, '') <> budgets;
+
 -- name: batch_ids
 -- Batches of one account that other shards own.
 SELECT batch_id FROM shard WHERE account = :account AND batch_id IS NOT NULL AND id <> :id;
 
+-- name: batch_owner
+-- The shard that owns a batch.
+SELECT id FROM shard WHERE account = :account AND batch_id = :batch_id;
+
 -- name: tried_again
--- Shards of a job whose create was begun more than once: where a second batch may exist.
+-- Shards of a job with more creates begun than batches known: where one more may exist.
 SELECT s.id FROM shard s JOIN intent i ON i.token = s.token
-WHERE s.job = :job AND s.role = 'work' AND i.tries > 1 ORDER BY s.id;
+WHERE s.job = :job AND s.role = 'work' AND i.tries > CASE WHEN s.batch_id IS NULL THEN 0 ELSE 1 END ORDER BY s.id;
 
 -- name: intent_insert
 -- The record that a shard is about to be sent.
@@ -274,6 +287,10 @@ SELECT * FROM intent WHERE token = :token;
 -- A create is about to be sent.
 UPDATE intent SET tries = tries + 1, first_us = COALESCE(first_us, :at), last_us = :at, is_open = 1, resolved = NULL
 WHERE token = :token;
+
+-- name: intent_sending
+-- It leaves now: uploading before it may have taken longer than a provider's listing lags.
+UPDATE intent SET last_us = :at WHERE token = :token;
 
 -- name: intent_close
 -- The last create's fate is known.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,15 +27,22 @@ from .clock import from_us
 from .codec import terms_from_json
 from .errors import Problem, SinkError, SpecError
 from .ledger import Ledger
+from .sinks import PROVENANCE
+from .sinks.rows import Chunks, field_types, fitted
 from .types import Outcome, Terms
 
 _CHUNK_ROWS = 16_384
 _STAMP = pa.timestamp("us", "UTC")
 _USD = pa.decimal128(24, 12)
 _FIELDS: list[tuple[str, pa.DataType]] = [
-    ("outcome", pa.int8()), ("cause", pa.string()), ("detail", pa.string()), ("output", pa.string()),
-    ("model", pa.string()), ("cost_micros", pa.decimal128(28, 12)), ("produced_at", _STAMP),
-]  # fmt: skip
+    ("outcome", pa.int8()),
+    ("cause", pa.string()),
+    ("detail", pa.string()),
+    ("output", pa.string()),
+    ("model", pa.string()),
+    ("cost_micros", pa.decimal128(28, 12)),
+    ("produced_at", _STAMP),
+]
 _SPOOL = pa.schema(_FIELDS)
 
 
@@ -60,27 +67,11 @@ class Columns:
 
 def columns_of(terms: Terms) -> Columns:
     """Raises SpecError when an output field has the name of the key column or of one of ours."""
-    properties: Mapping[str, Any] = (terms.output_schema or {}).get("properties") or {}
-    taken = {terms.key, "_model", "_tier", "_cost_usd", "_produced_at"} & set(properties)
-    if taken:
-        names = ", ".join(sorted(taken))
-        raise SpecError(
-            [
-                Problem(
-                    "job", None, None, "output", f"field {names} has the name of the key column or of one of canwait's"
-                )
-            ]
-        )
-    return Columns(terms.key, tuple((n, _arrow_type(s)) for n, s in properties.items()), terms.tier.value)
-
-
-def _arrow_type(schema: Any) -> Any:
-    kinds = schema.get("type") if isinstance(schema, Mapping) else None
-    plain = [k for k in ([kinds] if isinstance(kinds, str) else kinds or []) if k != "null"]
-    if isinstance(schema, Mapping) and not plain and all(isinstance(v, str) for v in schema.get("enum", [0])):
-        plain = ["string"]
-    known = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
-    return known[plain[0]] if len(plain) == 1 and plain[0] in known else pa.string()
+    fields = field_types(terms.output_schema)
+    if taken := {terms.key, *PROVENANCE} & set(fields):
+        what = f"field {', '.join(sorted(taken))} has the name of the key column or of one of canwait's"
+        raise SpecError([Problem("job", None, None, "output", what)])
+    return Columns(terms.key, tuple(fields.items()), terms.tier.value)
 
 
 class Answers:
@@ -103,7 +94,8 @@ class Answers:
                 places, n = _copy_final(spool, files, answering["n_lines"], n)
                 self._places.append(places)
                 self._foreign.append(answering["owner_job"] != job)
-        self._spool = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        spooled = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._spool = Chunks([spooled.get_batch(i) for i in range(spooled.num_record_batches)], _SPOOL)
         self._charged = bytearray(n)  # the first row of an answer carries its cost
 
     def loaded(self) -> Iterator[pa.RecordBatch]:
@@ -140,12 +132,12 @@ class Answers:
 
     def _chunks(self, *, ok: bool) -> Iterator[tuple[list[str], list[int], pa.Table]]:
         """Keys, ordinals and spooled records of the rows whose answer is, or is not, usable."""
-        if not self._spool.num_rows:
+        if not self._charged:
             return
         for batch in pq.ParquetFile(self._rows, pre_buffer=False).iter_batches(_CHUNK_ROWS):
             keys, ordinals, lines = (_list(batch[column]) for column in ("key", "shard", "line"))
             places = [self._places[o][line] for o, line in zip(ordinals, lines, strict=True)]
-            part = self._spool.take(pa.array([max(place, 0) for place in places], pa.int64()))
+            part = self._spool.take([max(place, 0) for place in places])
             part = part.append_column("_place", pa.array(places, pa.int64()))
             ended = zip(places, _list(part["outcome"]), strict=True)
             keep = [place >= 0 and (outcome == Outcome.OK) is ok for place, outcome in ended]
@@ -195,10 +187,8 @@ def _list(column: Any) -> list[Any]:
 
 def _column(answers: list[Any], name: str, kind: Any) -> Any:
     values = [a.get(name) if isinstance(a, dict) else None for a in answers]
-    if kind == pa.string():
-        values = [v if v is None or isinstance(v, str) else orjson.dumps(v).decode() for v in values]
     try:
-        return pa.array(values, kind)
+        return pa.array([fitted(v, kind) for v in values], kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise SinkError(
             f"field {name} has a value that is not {kind}: {error}", hint=f"bound `{name}` in the output schema"

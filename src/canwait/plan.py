@@ -289,8 +289,8 @@ def _facts(plan: Plan, job: Job) -> Iterator[str]:
     if spec.rows is not None:
         yield f"  budget     {spec.rows:,} rows   {_fit(spec.rows - plan.n_new, '{:,} rows'.format)}"
     if plan.tier is not Tier.OWN:
-        standard = "no price is known" if plan.standard_micros is None else _usd(plan.standard_micros)
-        yield f"  standard   {standard} for the expected tokens at the standard tier"
+        cost, what = plan.standard_micros, "for the expected tokens at the standard tier"
+        yield f"  standard   {'no price is known' if cost is None else f'{_usd(cost)} {what}'}"
     largest = max((shard.n_lines for shard in plan.shards), default=0)
     yield f"  shards     {len(plan.shards):,}" + (f", of at most {largest:,} requests" if plan.shards else "")
 
@@ -316,9 +316,9 @@ def _next(plan: Plan) -> Iterator[str]:
 
 
 def _again(attempts: int) -> str:
-    if attempts == 1:
-        return "; none is sent again"
-    return f"; of up to {attempts} attempts each later one is reserved anew, and only what the budget still holds"
+    return (
+        f"; up to {attempts} are made, each reserved anew within the budget" if attempts > 1 else "; none is sent again"
+    )
 
 
 def _fit(spare: int, words: Callable[[int], str]) -> str:

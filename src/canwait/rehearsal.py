@@ -31,10 +31,17 @@ def rehearsal(
     )
     with simulator.serve() as url:
         inside = {
-            **env, "CANWAIT_DB": f"sqlite:///{home / 'ledger.db'}", "CANWAIT_HOME": str(home), "OPENAI_BASE_URL": f"{url}/v1",
-            "OPENAI_API_KEY": "simulated", "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "simulated", "OWN_BASE_URL": f"{url}/v1",
-            "CANWAIT_POLL_S": env.get("CANWAIT_POLL_S") or "0.2", "CANWAIT_SETTLE_S": env.get("CANWAIT_SETTLE_S") or "2",
-        }  # fmt: skip
+            **env,
+            "CANWAIT_DB": f"sqlite:///{home / 'ledger.db'}",
+            "CANWAIT_HOME": str(home),
+            "OPENAI_BASE_URL": f"{url}/v1",
+            "OPENAI_API_KEY": "simulated",
+            "ANTHROPIC_BASE_URL": url,
+            "ANTHROPIC_API_KEY": "simulated",
+            "OWN_BASE_URL": f"{url}/v1",
+            "CANWAIT_POLL_S": env.get("CANWAIT_POLL_S") or "0.2",
+            "CANWAIT_SETTLE_S": env.get("CANWAIT_SETTLE_S") or "2",
+        }
         with Client(replace(settings(inside), simulated=True), SystemClock()) as client:
             client.adopt(Own(f"{url}/v1", None, home / "spool", name="local"))
             yield client

@@ -6,7 +6,7 @@ same number as micros per token. Times are timezone-aware UTC. Token counts say 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
@@ -466,18 +466,3 @@ class Terms:
     attempts: int
     key: str  # the key column's name
     dedupe: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedRow:
-    """One row as a sink receives it."""
-
-    key: str
-    values: Mapping[str, Any]  # the output's fields
-    model: str | None
-    tier: str
-    cost_usd: Decimal | None  # this row's share; duplicates share one answer, the first row carries the cost
-    produced_at: datetime
-
-
-Rows = Sequence[Mapping[str, Any]]

@@ -67,23 +67,45 @@ def figures(ledger: Ledger, job: str) -> Figures:
     failed = rows[Outcome.FAILED] + rows[Outcome.EXPIRED] + rows[Outcome.CANCELLED]
     due, _ = ledger.next_due(job)
     return Figures(
-        job=job, plan=plan["id"], state=JobState(row["state"]), reason=row["reason"], rows=plan["n_rows"], ok=rows[Outcome.OK],
-        failed=failed, missing=rows[Outcome.MISSING] + rows[Outcome.PENDING], pending=rows[Outcome.PENDING],
-        expired=rows[Outcome.EXPIRED], cancelled=rows[Outcome.CANCELLED], duplicates=plan["n_duplicates"], reused=plan["n_reused"],
-        submissions=int(money["submissions"]), confirmed_micros=int(money["confirmed_micros"]),
-        reserved_micros=int(money["reserved_micros"]), unknown_micros=int(money["unknown_micros"]),
-        wasted_micros=int(money["wasted_micros"]), booked_micros=int(ledger.query("booked", budget=f"job:{job}")[0]["micros"]),
-        input_tokens=int(money["input_tokens"]), output_tokens=int(money["output_tokens"]), expected_micros=plan["expected_micros"],
-        worst_micros=plan["worst_micros"], limit_micros=budget["limit_micros"], deadline=from_us(row["deadline_us"]),
-        paused=row["paused"], blocked=tuple(sorted({s["blocked"] for s in shards if s["blocked"] and is_open(s)})), next_at=due,
+        job=job,
+        plan=plan["id"],
+        state=JobState(row["state"]),
+        reason=row["reason"],
+        rows=plan["n_rows"],
+        ok=rows[Outcome.OK],
+        failed=failed,
+        missing=rows[Outcome.MISSING] + rows[Outcome.PENDING],
+        pending=rows[Outcome.PENDING],
+        expired=rows[Outcome.EXPIRED],
+        cancelled=rows[Outcome.CANCELLED],
+        duplicates=plan["n_duplicates"],
+        reused=plan["n_reused"],
+        submissions=int(money["submissions"]),
+        confirmed_micros=int(money["confirmed_micros"]),
+        reserved_micros=int(money["reserved_micros"]),
+        unknown_micros=int(money["unknown_micros"]),
+        wasted_micros=int(money["wasted_micros"]),
+        booked_micros=int(ledger.query("booked", budget=f"job:{job}")[0]["micros"]),
+        input_tokens=int(money["input_tokens"]),
+        output_tokens=int(money["output_tokens"]),
+        expected_micros=plan["expected_micros"],
+        worst_micros=plan["worst_micros"],
+        limit_micros=budget["limit_micros"],
+        deadline=from_us(row["deadline_us"]),
+        paused=row["paused"],
+        blocked=tuple(sorted({s["blocked"] for s in shards if s["blocked"] and is_open(s)})),
+        next_at=due,
         loaded=json.loads(row["loaded"]) if row["loaded"] else None,
-    )  # fmt: skip
+    )
 
 
 def is_open(shard: Row) -> bool:
     return shard["state"] in (
-        ShardState.PLANNED.value, ShardState.SUBMITTING.value, ShardState.SUBMITTED.value, ShardState.ENDED.value,
-    )  # fmt: skip
+        ShardState.PLANNED.value,
+        ShardState.SUBMITTING.value,
+        ShardState.SUBMITTED.value,
+        ShardState.ENDED.value,
+    )
 
 
 def count_rows(ledger: Ledger, job: str, plan: str) -> dict[Outcome, int]:
@@ -129,12 +151,21 @@ def shards(ledger: Ledger, job: str) -> list[ShardView]:
         open_intent = row["state"] == "submitting" and ledger.intent(row["token"])[0].open
         views.append(
             ShardView(
-                id=row["id"], state=ShardState(row["state"]), attempt=row["attempt"], role=row["role"], n_lines=row["n_lines"],
-                batch_id=row["batch_id"], provider_says=batch.get("status"), blocked=row["blocked"], next_at=from_us(row["next_us"]),
-                held_micros=row["held_micros"], confirmed_micros=row["confirmed_micros"],
-                submitted_at=from_us(row["submitted_us"]) if row["submitted_us"] else None, fate_unknown=open_intent,
+                id=row["id"],
+                state=ShardState(row["state"]),
+                attempt=row["attempt"],
+                role=row["role"],
+                n_lines=row["n_lines"],
+                batch_id=row["batch_id"],
+                provider_says=batch.get("status"),
+                blocked=row["blocked"],
+                next_at=from_us(row["next_us"]),
+                held_micros=row["held_micros"],
+                confirmed_micros=row["confirmed_micros"],
+                submitted_at=from_us(row["submitted_us"]) if row["submitted_us"] else None,
+                fate_unknown=open_intent,
             )
-        )  # fmt: skip
+        )
     return views
 
 

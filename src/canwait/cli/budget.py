@@ -30,10 +30,16 @@ def show(face: Face, sim: bool) -> None:
     value = {"budgets": [_json(b) for b in found]}
     rows = [("BUDGET", "LIMIT", "SPENT", "HELD", "FREE", "")]
     rows += [
-        (b.id, _or_none(b.limit_micros), money(b.spent_micros), money(b.held_micros), _or_none(b.free_micros),
-         f"frozen: {printable(b.frozen)}" if b.frozen else "")
+        (
+            b.id,
+            _or_none(b.limit_micros),
+            money(b.spent_micros),
+            money(b.held_micros),
+            _or_none(b.free_micros),
+            f"frozen: {printable(b.frozen)}" if b.frozen else "",
+        )
         for b in found
-    ]  # fmt: skip
+    ]
     face.show("canwait.budgets/1", value, table(rows, right=frozenset({1, 2, 3, 4})) if found else "No budgets yet.")
 
 
@@ -46,10 +52,16 @@ def _json(b: views.BudgetView) -> dict[str, Any]:
         return None if micros is None else format_usd(micros)
 
     return {
-        "id": b.id, "limit_usd": usd(b.limit_micros), "limit_tokens": b.limit_tokens, "spent_usd": usd(b.spent_micros),
-        "held_usd": usd(b.held_micros), "free_usd": usd(b.free_micros), "spent_tokens": b.spent_tokens,
-        "held_tokens": b.held_tokens, "frozen": b.frozen,
-    }  # fmt: skip
+        "id": b.id,
+        "limit_usd": usd(b.limit_micros),
+        "limit_tokens": b.limit_tokens,
+        "spent_usd": usd(b.spent_micros),
+        "held_usd": usd(b.held_micros),
+        "free_usd": usd(b.free_micros),
+        "spent_tokens": b.spent_tokens,
+        "held_tokens": b.held_tokens,
+        "frozen": b.frozen,
+    }
 
 
 @budget.command(name="set")

@@ -22,6 +22,7 @@ from ..errors import CanwaitError, NotFound
 from .face import Face, options
 
 _SCENARIO = "expiry=0.5,lost_create_reply=1,row_500=0.02,shuffled=1"
+_BALANCED = "0 rows paid twice, 0 lost; run a third time: nothing sent, nothing spent"
 _SIMULATED_MODEL = "openai/gpt-6-luna"
 
 
@@ -91,8 +92,11 @@ def _canwait(folder: Path, args: list[str], on_local: bool, codes: tuple[int, ..
 def _run_and_kill(face: Face, folder: Path, job: Path, on_local: bool) -> str:
     """Start the job in a process of its own and kill it once something is under way; what was under way."""
     with subprocess.Popen(
-        _command(["run", str(job), "--yes", "--quiet"], on_local), env=_env(folder), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    ) as child:  # fmt: skip
+        _command(["run", str(job), "--yes", "--quiet"], on_local),
+        env=_env(folder),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    ) as child:
         seen = _wait_for(_under_way(folder, on_local), child)
         child.send_signal(signal.SIGKILL)
         child.wait()
@@ -156,8 +160,16 @@ def _checked(done: dict[str, Any], again: dict[str, Any], bill: int | None) -> d
     complete = done["ok"] + done["failed"] + done["missing"] == done["rows"]
     billed = None if bill is None else format_usd(bill)
     balanced = billed is None or billed == done["confirmed_usd"]
-    return {**done, "schema": "canwait.demo/1", "bill_usd": billed, "ok_rows": done["ok"], "ok": same and complete and balanced,
-            "rerun_cost_nothing": same, "every_row_accounted_for": complete, "ledger_equals_bill": balanced}  # fmt: skip
+    return {
+        **done,
+        "schema": "canwait.demo/1",
+        "bill_usd": billed,
+        "ok_rows": done["ok"],
+        "ok": same and complete and balanced,
+        "rerun_cost_nothing": same,
+        "every_row_accounted_for": complete,
+        "ledger_equals_bill": balanced,
+    }
 
 
 def _words(value: dict[str, Any], folder: Path) -> str:
@@ -167,7 +179,7 @@ def _words(value: dict[str, Any], folder: Path) -> str:
             f"  rows     {value['rows']}: {value['ok_rows']} ok, {value['failed']} failed, {value['missing']} missing"
             f"   ({value['duplicates']} duplicates merged)",
             f"  money    ${value['confirmed_usd']} confirmed, ${value['unknown_usd']} unknown{bill}",
-            f"  crash    {'0 rows paid twice, 0 lost' if value['ok'] else 'THE BOOKS DO NOT BALANCE'}; run a third time: nothing sent, nothing spent",
+            f"  crash    {_BALANCED if value['ok'] else 'THE BOOKS DO NOT BALANCE'}",
             f"  loaded   {value['loaded']['rows']} rows in {folder / value['loaded']['to']}",
             f"  took     {value['seconds']} s",
             "",

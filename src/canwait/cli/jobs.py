@@ -77,9 +77,15 @@ def plan(face: Face, spec: str, exit_code: bool, sim: bool) -> None:
 @scenario_option
 @options(spends=True)
 def run(
-    face: Face, spec: str, plan_id: str | None, budget_usd: str | None, only: str | None, timeout: str | None, sim: bool,
+    face: Face,
+    spec: str,
+    plan_id: str | None,
+    budget_usd: str | None,
+    only: str | None,
+    timeout: str | None,
+    sim: bool,
     scenario: str | None,
-) -> None:  # fmt: skip
+) -> None:
     """Run a job to its end, or go on with it. Running again resumes, and pays for nothing twice."""
     with opened(face, sim, scenario) as client:
         job = _budgeted(client, spec, budget_usd)
@@ -151,16 +157,36 @@ def _ending(figures: views.Figures) -> int:
 def figures_json(f: views.Figures) -> dict[str, Any]:
     """Figures as JSON: USD are decimal strings with 6 places, times are ISO 8601 UTC."""
     return {
-        "job": f.job, "plan": f.plan, "state": f.state.value, "reason": f.reason, "rows": f.rows, "ok": f.ok, "failed": f.failed,
-        "missing": f.missing, "pending": f.pending, "expired": f.expired, "cancelled": f.cancelled, "duplicates": f.duplicates,
-        "reused": f.reused, "submissions": f.submissions, "confirmed_usd": format_usd(f.confirmed_micros),
-        "reserved_usd": format_usd(f.reserved_micros), "unknown_usd": format_usd(f.unknown_micros),
-        "wasted_usd": format_usd(f.wasted_micros), "booked_usd": format_usd(f.booked_micros),
-        "expected_usd": format_usd(f.expected_micros), "worst_usd": format_usd(f.worst_micros),
-        "budget_usd": None if f.limit_micros is None else format_usd(f.limit_micros), "input_tokens": f.input_tokens,
-        "output_tokens": f.output_tokens, "deadline": f.deadline.isoformat(), "paused": f.paused, "blocked": list(f.blocked),
-        "next_at": f.next_at.isoformat() if f.next_at else None, "loaded": f.loaded,
-    }  # fmt: skip
+        "job": f.job,
+        "plan": f.plan,
+        "state": f.state.value,
+        "reason": f.reason,
+        "rows": f.rows,
+        "ok": f.ok,
+        "failed": f.failed,
+        "missing": f.missing,
+        "pending": f.pending,
+        "expired": f.expired,
+        "cancelled": f.cancelled,
+        "duplicates": f.duplicates,
+        "reused": f.reused,
+        "submissions": f.submissions,
+        "confirmed_usd": format_usd(f.confirmed_micros),
+        "reserved_usd": format_usd(f.reserved_micros),
+        "unknown_usd": format_usd(f.unknown_micros),
+        "wasted_usd": format_usd(f.wasted_micros),
+        "booked_usd": format_usd(f.booked_micros),
+        "expected_usd": format_usd(f.expected_micros),
+        "worst_usd": format_usd(f.worst_micros),
+        "budget_usd": None if f.limit_micros is None else format_usd(f.limit_micros),
+        "input_tokens": f.input_tokens,
+        "output_tokens": f.output_tokens,
+        "deadline": f.deadline.isoformat(),
+        "paused": f.paused,
+        "blocked": list(f.blocked),
+        "next_at": f.next_at.isoformat() if f.next_at else None,
+        "loaded": f.loaded,
+    }
 
 
 def summary(f: views.Figures) -> str:
@@ -178,9 +204,8 @@ def summary(f: views.Figures) -> str:
         beside = f", {f.loaded['failed']} failed beside it" if f.loaded["failed"] else ""
         lines.append(f"  loaded    {f.loaded['rows']} rows in {f.loaded['to']}{beside}")
     if f.finished and (f.failed or f.missing):
-        lines.append(
-            f"  next      canwait why {f.job}   ·   send them again: canwait run JOB.YAML --only {'failed' if f.failed else 'missing'}"
-        )
+        which = "failed" if f.failed else "missing"
+        lines.append(f"  next      canwait why {f.job}   ·   send them again: canwait run JOB.YAML --only {which}")
     return "\n".join(lines)
 
 
@@ -209,10 +234,15 @@ def _listing(found: list[views.Figures]) -> str:
         return "No jobs yet. `canwait init` writes a job file, `canwait demo` shows one running."
     head = ("STATE", "JOB", "ROWS", "SPENT / CAP", "NOTE")
     rows = [
-        (f.state.value, f.job, f"{f.ok} / {f.rows}", f"{money(f.confirmed_micros)} / {money(f.limit_micros) if f.limit_micros else '-'}",
-         printable(f.paused or (f.blocked[0] if f.blocked else f.reason)))
+        (
+            f.state.value,
+            f.job,
+            f"{f.ok} / {f.rows}",
+            f"{money(f.confirmed_micros)} / {money(f.limit_micros) if f.limit_micros else '-'}",
+            printable(f.paused or (f.blocked[0] if f.blocked else f.reason)),
+        )
         for f in found
-    ]  # fmt: skip
+    ]
     return table([head, *rows])
 
 
@@ -226,14 +256,26 @@ def why(face: Face, job: str, sim: bool) -> None:
         figures, shards = views.figures(client.ledger, job), views.shards(client.ledger, job)
         causes = views.causes(client.ledger, client.blobs, job)
         value = {
-            "job": figures_json(figures), "causes": causes,
+            "job": figures_json(figures),
+            "causes": causes,
             "shards": [
-                {"id": s.id, "state": s.state.value, "attempt": s.attempt, "role": s.role, "lines": s.n_lines, "batch": s.batch_id,
-                 "provider_says": s.provider_says, "blocked": s.blocked, "next_at": s.next_at.isoformat(),
-                 "held_usd": format_usd(s.held_micros), "confirmed_usd": format_usd(s.confirmed_micros), "fate_unknown": s.fate_unknown}
+                {
+                    "id": s.id,
+                    "state": s.state.value,
+                    "attempt": s.attempt,
+                    "role": s.role,
+                    "lines": s.n_lines,
+                    "batch": s.batch_id,
+                    "provider_says": s.provider_says,
+                    "blocked": s.blocked,
+                    "next_at": s.next_at.isoformat(),
+                    "held_usd": format_usd(s.held_micros),
+                    "confirmed_usd": format_usd(s.confirmed_micros),
+                    "fate_unknown": s.fate_unknown,
+                }
                 for s in shards
             ],
-        }  # fmt: skip
+        }
         face.show("canwait.why/1", value, _reasons(figures, shards, causes))
 
 
@@ -241,18 +283,26 @@ def _reasons(figures: views.Figures, shards: list[views.ShardView], causes: dict
     lines = [summary(figures), ""]
     rows = [("SHARD", "STATE", "TRY", "ROWS", "MONEY", "NOTE")]
     rows += [
-        (s.id, s.state.value if s.role == "work" else f"{s.state.value} (twin)", str(s.attempt), str(s.n_lines),
-         money(s.confirmed_micros or s.held_micros), printable(s.blocked or s.provider_says))
-        for s in shards if s.state.value not in ("settled",) or s.held_micros or s.attempt > 1
-    ]  # fmt: skip
+        (
+            s.id,
+            s.state.value if s.role == "work" else f"{s.state.value} (twin)",
+            str(s.attempt),
+            str(s.n_lines),
+            money(s.confirmed_micros or s.held_micros),
+            printable(s.blocked or s.provider_says),
+        )
+        for s in shards
+        if s.state.value not in ("settled",) or s.held_micros or s.attempt > 1
+    ]
     if len(rows) > 1:
         lines += [table(rows, right=frozenset({2, 3, 4})), ""]
     lines += [f"  {n} rows: {cause}" for cause, n in sorted(causes.items(), key=lambda c: -c[1])]
     unknown = [s for s in shards if s.fate_unknown]
     lines += [
         f"  {s.id}: whether its batch exists cannot be told. Look at the provider, then:\n"
-        f"    canwait resolve {s.id} --absent   or   canwait resolve {s.id} --batch ID" for s in unknown
-    ]  # fmt: skip
+        f"    canwait resolve {s.id} --absent   or   canwait resolve {s.id} --batch ID"
+        for s in unknown
+    ]
     return "\n".join(lines).rstrip()
 
 
@@ -317,8 +367,17 @@ def events(face: Face, since: int, job: str | None, limit: int, sim: bool) -> No
         while limit > 0:
             found = client.ledger.events(since, job, min(limit, 1000))
             for event in found:
-                value = {"schema": "canwait.event/1", "seq": event.seq, "id": event.id, "at": event.at.isoformat(), "job": event.job,
-                         "shard": event.shard, "kind": event.kind, "reason": event.reason, "facts": dict(event.facts)}  # fmt: skip
+                value = {
+                    "schema": "canwait.event/1",
+                    "seq": event.seq,
+                    "id": event.id,
+                    "at": event.at.isoformat(),
+                    "job": event.job,
+                    "shard": event.shard,
+                    "kind": event.kind,
+                    "reason": event.reason,
+                    "facts": dict(event.facts),
+                }
                 click.echo(json.dumps(value, ensure_ascii=False))
             if not found:
                 return

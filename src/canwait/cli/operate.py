@@ -161,8 +161,13 @@ def _local_model(env: Mapping[str, str]) -> str:
 
 
 _CHECKS: dict[str, Callable[[Mapping[str, str]], str]] = {
-    "ledger": _ledger, "disk": _disk, "keys": _keys, "prices": _prices, "clock": _clock, "local model": _local_model,
-}  # fmt: skip
+    "ledger": _ledger,
+    "disk": _disk,
+    "keys": _keys,
+    "prices": _prices,
+    "clock": _clock,
+    "local model": _local_model,
+}
 
 
 @click.group()

@@ -78,8 +78,8 @@ class Result:
 def run(n: int, *, seed: int = 0, url: str = "sqlite://") -> Result:
     """n histories; each has its own seed, named in its violations, so that one can be run again alone."""
     total = Result()
-    shm = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
+    memory = Path("/dev/shm")  # noqa: S108: a folder of our own in it; an fsync there costs nothing
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         blobs = Blobs(Path(folder))
         for number in range(seed, seed + n):
             total.add(History(number, blobs, url).play())
@@ -136,17 +136,32 @@ class History:
             return 0.0 if self.calm or self.rng.random() < 0.5 else self.rng.uniform(0, most)
 
         return Temper(
-            unreachable=some(0.5), busy=some(0.5), out_of_credit=some(0.2), lost_reply=some(0.5), lost_request=some(0.5),
-            slow_create=some(0.6), listing_lag_s=0 if self.calm else self.rng.choice([0, 10, 59]), poll_error=some(0.4),
-            results_error=some(0.4), batch_fails=some(0.3), batch_expires=some(0.4), states_usage=self.rng.choice([0.0, 0.5, 1.0]),
-            row_fails=some(0.6), repeats=some(0.3), strangers=some(0.3),
-        )  # fmt: skip
+            unreachable=some(0.5),
+            busy=some(0.5),
+            out_of_credit=some(0.2),
+            lost_reply=some(0.5),
+            lost_request=some(0.5),
+            slow_create=some(0.6),
+            listing_lag_s=0 if self.calm else self.rng.choice([0, 10, 59]),
+            poll_error=some(0.4),
+            results_error=some(0.4),
+            batch_fails=some(0.3),
+            batch_expires=some(0.4),
+            states_usage=self.rng.choice([0.0, 0.5, 1.0]),
+            row_fails=some(0.6),
+            repeats=some(0.3),
+            strangers=some(0.3),
+        )
 
     def _engine(self, index: int) -> Engine:
         return Engine(
-            self.ledger, self.blobs, lambda name: self.provider, self.clock, holder=f"caller-{index}-{self.result.n_kills}",
+            self.ledger,
+            self.blobs,
+            lambda name: self.provider,
+            self.clock,
+            holder=f"caller-{index}-{self.result.n_kills}",
             pace=Pace(poll_s=30.0, lease_s=10.0, heartbeat=False),
-        )  # fmt: skip
+        )
 
     def _fault(self, where: str) -> None:
         if self.rng.random() < self.kill_probability:
@@ -175,9 +190,20 @@ class History:
         budget = BudgetSpec(max(1, int(worst * rng.uniform(0.3, 3))), None, None)
         deadline = self.clock.now() + timedelta(hours=rng.choice([1, 4, 24]))
         self.ledger.open_plan(
-            OpenPlan(self.job, "digest", {}, terms_to_json(replace(TERMS, attempts=rng.choice([1, 2, 3]))), "team", budget, deadline,
-                     shards, weights, 0), self.clock.now()
-        )  # fmt: skip
+            OpenPlan(
+                self.job,
+                "digest",
+                {},
+                terms_to_json(replace(TERMS, attempts=rng.choice([1, 2, 3]))),
+                "team",
+                budget,
+                deadline,
+                shards,
+                weights,
+                0,
+            ),
+            self.clock.now(),
+        )
 
     def _new_shard(self, index: int, n_lines: int) -> NewShard:
         bodies = [
@@ -188,15 +214,31 @@ class History:
         self.bodies[shard] = bodies
         bounds = [(len(b), 5) for b in bodies]
         table = pa.table(
-            {"line": range(n_lines), "identity": [b[:16].ljust(16) for b in bodies], "input_expected": [len(b) for b in bodies],
-             "input_bound": [len(b) for b in bodies], "output_bound": [5] * n_lines}, schema=landing.MANIFEST
-        )  # fmt: skip
+            {
+                "line": range(n_lines),
+                "identity": [b[:16].ljust(16) for b in bodies],
+                "input_expected": [len(b) for b in bodies],
+                "input_bound": [len(b) for b in bodies],
+                "output_bound": [5] * n_lines,
+            },
+            schema=landing.MANIFEST,
+        )
         path = self.blobs.scratch() / "manifest.parquet"
         pq.write_table(table, path)
         return NewShard(
-            shard, shard, 1, "fake", self.provider.account, n_lines, self.blobs.put(b"".join(b + b"\n" for b in bodies)),
-            self.blobs.adopt(path), sum(i for i, _ in bounds), sum(o for _, o in bounds), worst_micros(bounds, PRICE), self.clock.now(),
-        )  # fmt: skip
+            shard,
+            shard,
+            1,
+            "fake",
+            self.provider.account,
+            n_lines,
+            self.blobs.put(b"".join(b + b"\n" for b in bodies)),
+            self.blobs.adopt(path),
+            sum(i for i, _ in bounds),
+            sum(o for _, o in bounds),
+            worst_micros(bounds, PRICE),
+            self.clock.now(),
+        )
 
     # --------------------------------------------------------------------------------------------------- what happens
 

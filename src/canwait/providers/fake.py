@@ -185,17 +185,25 @@ class FakeProvider:
 
     def _lines(self, custom_id: str, body: bytes, fate: RowFate) -> list[bytes]:
         kinds: dict[str, tuple[Outcome, str | None]] = {
-            "ok": (Outcome.OK, None), "truncated": (Outcome.FAILED, "length"), "error": (Outcome.FAILED, "server_error"),
-            "expired": (Outcome.EXPIRED, "expired"), "out_of_credit": (Outcome.FAILED, "out_of_credit"),
-        }  # fmt: skip
+            "ok": (Outcome.OK, None),
+            "truncated": (Outcome.FAILED, "length"),
+            "error": (Outcome.FAILED, "server_error"),
+            "expired": (Outcome.EXPIRED, "expired"),
+            "out_of_credit": (Outcome.FAILED, "out_of_credit"),
+        }
         if fate not in kinds:
             return []
         outcome, cause = kinds[fate]
         usage = self.usage(body) if fate in ("ok", "truncated") else None
-        line = orjson.dumps({
-            "custom_id": custom_id, "outcome": int(outcome), "cause": cause, "text": f"answer to {body.decode()}" if fate == "ok" else None,
-            "usage": [usage.input_tokens, usage.output_tokens] if usage else None,
-        })  # fmt: skip
+        line = orjson.dumps(
+            {
+                "custom_id": custom_id,
+                "outcome": int(outcome),
+                "cause": cause,
+                "text": f"answer to {body.decode()}" if fate == "ok" else None,
+                "usage": [usage.input_tokens, usage.output_tokens] if usage else None,
+            }
+        )
         lines = [line] * (2 if self._happens(self.temper.repeats) else 1)
         if self._happens(self.temper.strangers):
             lines.append(line.replace(orjson.dumps(custom_id), b'"stranger-1"'))
@@ -215,11 +223,15 @@ class FakeProvider:
         batch = FakeBatch(
             id=shard.token if self.mark is MarkClass.IDEMPOTENT else f"batch_{len(self.batches)}",
             token=shard.token if self.mark is not MarkClass.UNMARKED else "",
-            custom_ids=[shard.custom_id(i) for i in range(len(bodies))], bodies=bodies, created_at=now,
+            custom_ids=[shard.custom_id(i) for i in range(len(bodies))],
+            bodies=bodies,
+            created_at=now,
             listed_at=now + timedelta(seconds=self.rng.uniform(0, t.listing_lag_s)),
-            ends_at=now + timedelta(seconds=self.rng.uniform(1, 7200)), fates=fates, final=final,
+            ends_at=now + timedelta(seconds=self.rng.uniform(1, 7200)),
+            fates=fates,
+            final=final,
             states_usage=self._happens(t.states_usage),
-        )  # fmt: skip
+        )
         self.batches[batch.id] = batch
         return batch
 
@@ -232,10 +244,12 @@ class FakeProvider:
         return Batch(
             id=batch.id,
             status=batch.final if ended else BatchStatus.CANCELLING if batch.cancelled_at else BatchStatus.RUNNING,
-            created_at=batch.created_at, n_rows=len(batch.bodies), usage=usage,
+            created_at=batch.created_at,
+            n_rows=len(batch.bodies),
+            usage=usage,
             outputs=("output",) if ended and not failed else (),
             error_code="token_limit_exceeded" if ended and failed else None,
-        )  # fmt: skip
+        )
 
     def _batch(self, batch_id: str) -> FakeBatch:
         if batch_id not in self.batches:

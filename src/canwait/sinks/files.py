@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import accumulate, chain
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -16,6 +14,7 @@ from ..errors import SinkError
 from . import PROVENANCE
 from .atomic import replacing
 from .formats import Format, aligned, grouped, missing_key
+from .rows import Chunks
 
 
 class FileSink:
@@ -143,25 +142,12 @@ class _Spool:
             file.flush()
             mapped = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         reader = pa.ipc.open_file(mapped)
-        self._schema = schema
-        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        self._starts = [0, *accumulate(batch.num_rows for batch in self._batches)]
-
-    def take(self, rows: list[int]) -> pa.Table:
-        """These rows, in this order."""
-        by_batch: dict[int, list[int]] = {}
-        for row in rows:
-            by_batch.setdefault(bisect_right(self._starts, row) - 1, []).append(row)
-        found = [
-            self._batches[number].take(pa.array([row - self._starts[number] for row in wanted]))
-            for number, wanted in by_batch.items()
-        ]
-        place = {row: i for i, row in enumerate(chain.from_iterable(by_batch.values()))}
-        return pa.Table.from_batches(found, self._schema).take(pa.array([place[row] for row in rows], pa.int64()))
+        self._chunks = Chunks([reader.get_batch(i) for i in range(reader.num_record_batches)], schema)
+        self.take = self._chunks.take
 
     def others(self, placed: bytearray) -> Iterator[pa.RecordBatch]:
         """The rows that are not marked."""
-        for batch, start in zip(self._batches, self._starts, strict=False):
+        for batch, start in zip(self._chunks.batches, self._chunks.starts, strict=False):
             mask = pa.array([not done for done in placed[start : start + batch.num_rows]])
             yield batch.filter(mask)
 
