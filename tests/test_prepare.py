@@ -35,6 +35,7 @@ from canwait.sources import BATCH_ROWS, RowBatch, RowSource
 from canwait.sources.opening import open_source
 from canwait.types import BadRow, BudgetSpec, Job, Limits, MarkClass, Price, ShardSpec, Source, Tier, Urgency
 
+LONGEST_ID = "c" + "0" * 20 + "-999999"
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 JOB = Job(
     "tickets", Source("tickets.csv", "id"), "openai", "m-1", (("system", "Sort."), ("user", "Text: {{ text }}")), 16,
@@ -117,8 +118,8 @@ def test_a_small_file_by_hand(tmp_path: Path, blobs: Blobs) -> None:
         for text in (b"hello", b"", "hé".encode())
     ]
     assert list(blobs.lines(shard.requests_blob)) == bodies
-    # {"custom_id":"c00000000000000000000-999999","body":} and a newline are 52 bytes around each
-    assert shard.n_bytes == sum(map(len, bodies)) + 3 * 52
+    # {"custom_id":"c00000000000000000000-999999","body":} and a newline are 53 bytes around each
+    assert shard.n_bytes == sum(map(len, bodies)) + 3 * 53
 
     # 32 a request and 8 a message beside the bytes of "Sort." and "Text: ..."
     bounds = [32 + 8 + 5 + 8 + n for n in (11, 6, 9)]
@@ -130,7 +131,12 @@ def test_a_small_file_by_hand(tmp_path: Path, blobs: Blobs) -> None:
     assert plan.expected_micros == plan.worst_micros == shard.worst_micros == 189  # 92.5 + 96, rounded up
     assert (plan.standard_price, plan.standard_micros, plan.tier) == (None, None, Tier.BATCH)
 
-    assert rows_of(blobs, prepared) == [("007", shard.id, 0), ("7", shard.id, 0), ("x", shard.id, 1), ("abc", shard.id, 2)]
+    assert rows_of(blobs, prepared) == [
+        ("007", shard.id, 0),
+        ("7", shard.id, 0),
+        ("x", shard.id, 1),
+        ("abc", shard.id, 2),
+    ]
     assert prepared.answering == ((shard.id, array("I", [2, 1, 1]).tobytes()),)
     assert (plan.source_as_of, plan.created_at, plan.attempts) == (NOW, NOW, 3)
 
@@ -149,7 +155,9 @@ def test_the_standard_price_stands_beside(blobs: Blobs) -> None:
     """Where the standard price is known, the expected tokens are priced at it too, rounded up once a shard."""
 
     def both(tier: Tier) -> Price:
-        return replace(price_of(Tier.BATCH), tier=tier, input=Decimal(1), output=Decimal("4.1")) if tier is not Tier.BATCH else price_of(tier)
+        if tier is Tier.STANDARD:
+            return replace(price_of(Tier.BATCH), tier=tier, input=Decimal(1), output=Decimal("4.1"))
+        return price_of(tier)
 
     plan = planned(blobs, texts("a", "b"), replace(JOB, shard=ShardSpec(max_rows=1)), price_of=both).plan
     assert plan.expected_micros == 2 * (30 + 32)
@@ -160,7 +168,12 @@ def test_a_file_without_rows_is_a_plan_of_nothing(tmp_path: Path, blobs: Blobs) 
     """A header alone costs nothing, has no shard, and its rows file can still be read."""
     (tmp_path / "tickets.csv").write_text("id,text\n")
     prepared = planned(blobs, open_source(JOB.source, tmp_path))
-    assert (prepared.plan.n_rows, prepared.plan.worst_micros, prepared.plan.shards, prepared.answering) == (0, 0, (), ())
+    assert (prepared.plan.n_rows, prepared.plan.worst_micros, prepared.plan.shards, prepared.answering) == (
+        0,
+        0,
+        (),
+        (),
+    )
     assert rows_of(blobs, prepared) == []
 
 
@@ -174,10 +187,10 @@ def test_a_template_without_columns_is_one_request(blobs: Blobs) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- laws
 
-some_text = st.text("ab\u00e9\U0001f600 \n\"\\", min_size=0, max_size=6)
-some_rows = st.lists(
-    st.fixed_dictionaries({"text": some_text, "kind": st.sampled_from("xyz")}), max_size=60
-).map(lambda rows: Rows([{"id": f"{n:03}", **row} for n, row in enumerate(rows)]))
+some_text = st.text('ab\u00e9\U0001f600 \n"\\', min_size=0, max_size=6)
+some_rows = st.lists(st.fixed_dictionaries({"text": some_text, "kind": st.sampled_from("xyz")}), max_size=60).map(
+    lambda rows: Rows([{"id": f"{n:03}", **row} for n, row in enumerate(rows)])
+)
 
 
 @settings(max_examples=60)
@@ -213,18 +226,283 @@ def test_every_row_is_answered_once_within_every_limit(
     assert sum(weights.values()) == len(rows.rows) == plan.n_new + plan.n_duplicates
     assert plan.n_new == len({render(row).body for row in rows.rows} if dedupe else rows.rows)
 
+    kinds = {(shard, line): row["kind"] for row, (_, shard, line) in reversed([*zip(rows.rows, found, strict=True)])}
     for shard in plan.shards:
-        manifest = manifests[shard.id]
-        assert shard.n_lines == len(lines[shard.id]) == len(manifest["line"]) <= max_rows
-        assert manifest["line"] == list(range(shard.n_lines))
-        assert shard.n_bytes == sum(len(provider.encode("c" + "0" * 20 + "-999999", b, plan.endpoint)) + 1 for b in lines[shard.id])
-        assert shard.n_bytes <= max_bytes
+        manifest, sent = manifests[shard.id], [provider.encode(LONGEST_ID, b, plan.endpoint) for b in lines[shard.id]]
+        assert manifest["line"] == list(range(shard.n_lines)) == list(range(len(sent)))
+        assert shard.n_lines <= max_rows
+        assert shard.n_bytes == sum(map(len, sent)) + len(sent) <= max_bytes
+        assert shard.input_bound == sum(manifest["input_bound"])
         assert max_tokens is None or shard.input_bound <= max_tokens or shard.n_lines == 1
-        assert shard.input_bound == sum(manifest["input_bound"]) >= shard.input_expected == sum(manifest["input_expected"])
-        assert shard.worst_micros >= shard.expected_micros > 0
-        assert by is None or {shard.by} == {r["kind"] for r, (_, s, _) in zip(rows.rows, found, strict=True) if s == shard.id and not dedupe} or dedupe
+        assert 0 < shard.expected_micros <= shard.worst_micros
+        assert by is None or {shard.by} == {kinds[shard.id, line] for line in range(shard.n_lines)}
     sizes = [s.n_lines for s in plan.shards]
     if mark is MarkClass.UNMARKED:
         for n in {n for n in sizes if sizes.count(n) > 1}:  # equal only where it could not be divided
             assert not [m for m in range(1, n) if m != n - m and m not in sizes and n - m not in sizes]
     assert len({s.id for s in plan.shards}) == len(plan.shards)
+
+
+def test_shards_without_a_mark_are_told_by_their_size(blobs: Blobs) -> None:
+    """For class C full shards shrink by one each, and a last one of a size already there is divided."""
+    job = replace(JOB, shard=ShardSpec(max_rows=4))
+    plan = planned(blobs, texts(*range(9)), job, tight(MarkClass.UNMARKED)).plan
+    assert [shard.n_lines for shard in plan.shards] == [4, 3, 2]
+    by_kind = Rows([{"id": f"{kind}{n}", "text": f"{kind}{n}", "kind": kind} for kind in "abc" for n in range(3)])
+    plan = planned(blobs, by_kind, replace(JOB, shard=ShardSpec(4, "kind")), tight(MarkClass.UNMARKED)).plan
+    assert sorted((shard.n_lines, shard.by) for shard in plan.shards) == [(1, "b"), (2, "b"), (3, "a"), (3, "c")]
+
+
+def test_rows_kept_together_are_shards_of_one_kind(blobs: Blobs) -> None:
+    """With `shard.by` no shard mixes values, and rows without one are kept together too."""
+    rows = [{"id": str(n), "text": f"t{n}", "kind": kind} for n, kind in enumerate(["x", "y", "x", None, "y", "x"])]
+    plan = planned(blobs, Rows(rows), replace(JOB, shard=ShardSpec(2, "kind"))).plan
+    assert [(shard.by, shard.n_lines) for shard in plan.shards] == [("x", 2), ("y", 2), ("", 1), ("x", 1)]
+
+
+def test_too_many_kinds_are_refused(blobs: Blobs) -> None:
+    """500 values of `shard.by` are planned; the 501st is an error that names the column."""
+    rows = [{"id": str(n), "text": f"t{n}", "kind": str(n)} for n in range(501)]
+    job = replace(JOB, shard=ShardSpec(by="kind"))
+    assert len(planned(blobs, Rows(rows[:500]), job).plan.shards) == 500
+    with pytest.raises(SourceError, match="rows: shard.by: more than 500 different values of 'kind'"):
+        planned(blobs, Rows(rows), job)
+
+
+def test_one_request_larger_than_the_queue_goes_alone(blobs: Blobs) -> None:
+    """A bound above what a provider queues is no proof of the tokens: the row is a shard of its own."""
+    plan = planned(blobs, texts("a", "b" * 300, "c"), provider=tight(max_enqueued_tokens=200)).plan
+    assert [(shard.n_lines, shard.input_bound) for shard in plan.shards] == [(1, 60), (1, 359), (1, 60)]
+
+
+def test_what_is_measured_is_what_a_provider_sends(blobs: Blobs) -> None:
+    """The bytes planned for a shard are at least those of its lines under a real token, and no more than ids can differ."""
+    provider = OpenAI("none")
+    (shard,) = (plan := planned(blobs, texts("a", "b\u00e9"), provider=provider).plan).shards
+    sent = [
+        provider.encode(f"c{'f' * 20}-{n}", b, plan.endpoint) for n, b in enumerate(blobs.lines(shard.requests_blob))
+    ]
+    assert 0 <= shard.n_bytes - sum(len(line) + 1 for line in sent) <= 5 * len(sent)
+
+
+# --------------------------------------------------------------------------------------------------------- the same plan
+
+
+def test_the_same_input_is_the_same_plan(tmp_path: Path) -> None:
+    """Planned twice in two places, a plan has the same id, shards and blobs."""
+    first = planned(Blobs(tmp_path / "a"), texts("a", "b", "a"))
+    again = planned(Blobs(tmp_path / "b"), texts("a", "b", "a"))
+    assert first == again
+
+
+def test_another_input_is_another_plan(blobs: Blobs) -> None:
+    """A row, a key, the order, the prompt, params, the price: any of them changed gives another id and fingerprint or price."""
+    here = planned(blobs, texts("a", "b")).plan
+
+    def dearer(tier: Tier) -> Price:
+        return replace(price_of(tier), output=Decimal("2.1"))
+
+    others = [
+        planned(blobs, texts("a", "c")),
+        planned(blobs, texts("b", "a")),
+        planned(blobs, texts("a", "b", "b")),
+        planned(blobs, Rows([{"id": "0", "text": "a"}, {"id": "2", "text": "b"}])),
+        planned(blobs, texts("a", "b"), replace(JOB, prompt=(("user", "Text: {{ text }}"),))),
+        planned(blobs, texts("a", "b"), replace(JOB, params={"temperature": 0})),
+        planned(blobs, texts("a", "b"), replace(JOB, model="m-2")),
+        planned(blobs, texts("a", "b"), price_of=dearer),
+    ]
+    assert len({here.id, *(other.plan.id for other in others)}) == 9
+    assert len({here.source_fingerprint, *(other.plan.source_fingerprint for other in others)}) == 8  # not the price
+
+
+# ---------------------------------------------------------------------------------------------------------------- reuse
+
+
+def known_of(blobs: Blobs, prepared: Prepared, may_reuse: Callable[[int], bool] = lambda line: True) -> Known:
+    return Known((s.id, blobs.path(s.manifest_blob), may_reuse) for s in prepared.plan.shards)
+
+
+def test_what_is_paid_is_not_planned_again(blobs: Blobs) -> None:
+    """A request that is known is answered where it was paid, and only new ones are new."""
+    first = planned(blobs, texts("a", "b", "c"))
+    again = planned(blobs, texts("c", "new", "a", "c"), known=known_of(blobs, first))
+    (old,), (new,) = first.plan.shards, again.plan.shards
+    assert (again.plan.n_reused, again.plan.n_duplicates, again.plan.n_new) == (2, 1, 1)
+    assert again.plan.shard_ids == (old.id, new.id)
+    assert rows_of(blobs, again) == [("0", old.id, 2), ("1", new.id, 0), ("2", old.id, 0), ("3", old.id, 2)]
+    assert again.answering == ((old.id, array("I", [1, 0, 2]).tobytes()), (new.id, array("I", [1]).tobytes()))
+
+
+def test_planning_again_after_all_is_paid_plans_nothing(blobs: Blobs) -> None:
+    """The same rows once more are the same plan, and cost nothing."""
+    first = planned(blobs, texts("a", "b"))
+    again = planned(blobs, texts("a", "b"), known=known_of(blobs, first))
+    assert (again.plan.id, again.plan.n_new, again.plan.worst_micros, again.plan.shards) == (first.plan.id, 0, 0, ())
+
+
+def test_a_line_that_may_not_be_reused_is_asked_again(blobs: Blobs) -> None:
+    """Only allowed lines answer, and the new shard's id is not that of the old one, though it asks the same."""
+    first = planned(blobs, texts("a"))
+    again = planned(blobs, texts("a"), known=known_of(blobs, first, lambda line: False))
+    assert (again.plan.n_reused, again.plan.n_new) == (0, 1)
+    assert again.plan.shards[0].requests_blob == first.plan.shards[0].requests_blob
+    assert again.plan.shards[0].id != first.plan.shards[0].id
+
+
+def test_sampling_jobs_share_no_answers(blobs: Blobs) -> None:
+    """Without dedupe equal rows are different requests, and only the very same row of the same job is reused."""
+    job = replace(JOB, dedupe=False)
+    first = planned(blobs, texts("a", "a"), job)
+    assert (first.plan.n_new, first.plan.n_duplicates) == (2, 0)
+    again = planned(blobs, texts("a", "a", "a"), job, known=known_of(blobs, first))
+    assert (again.plan.n_new, again.plan.n_reused) == (1, 2)
+    other = planned(blobs, texts("a", "a"), replace(job, name="other"), known=known_of(blobs, first))
+    assert (other.plan.n_new, other.plan.n_reused) == (2, 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- bad rows
+
+
+def test_every_bad_row_is_named(blobs: Blobs) -> None:
+    """Keys that are empty, missing, repeated or no key at all, unusable texts and requests too large: each by its line."""
+    rows = [
+        {"id": "ok", "text": "fine"}, {"id": "", "text": "x"}, {"id": None, "text": "x"}, {"id": 1.5, "text": "x"},
+        {"id": "nul", "text": "a\0b"}, {"id": "ok", "text": "other"}, {"id": "long", "text": "x" * 1_000},
+        {"id": 7, "text": "fine"}, {"id": "7", "text": "x"},
+    ]  # fmt: skip
+    plan = planned(blobs, Rows(rows), provider=tight(max_line_bytes=1_000)).plan
+    assert (plan.n_rows, plan.n_new, plan.n_duplicates, plan.n_bad_rows) == (9, 1, 1, 7)
+    assert [(bad.line, bad.key, bad.problem) for bad in plan.bad_rows] == [
+        (3, None, "the key is empty"),
+        (4, None, "the key is NoneType None; expected text or a whole number"),
+        (5, None, "the key is float 1.5; expected text or a whole number"),
+        (6, "nul", "column 'text' holds a NUL character"),
+        (7, "ok", "the key stands on line 2 already; a key names one row"),
+        (8, "long", "the request is 1,184 bytes long; fake takes at most 1,000"),
+        (10, "7", "the key stands on line 9 already; a key names one row"),
+    ]
+
+
+def test_all_bad_rows_are_counted_and_the_first_thousand_kept(blobs: Blobs) -> None:
+    """A file of bad rows only is told in full by number, and in part by name."""
+    plan = planned(blobs, Rows([{"id": "", "text": "x"}] * 1_500)).plan
+    assert (plan.n_bad_rows, len(plan.bad_rows), plan.bad_rows[-1].line, plan.n_new) == (1_500, 1_000, 1_001, 0)
+
+
+def test_every_missing_column_is_named_at_once(tmp_path: Path, blobs: Blobs) -> None:
+    """Key, template and shard columns that are not there are one error, each with the name that was probably meant."""
+    (tmp_path / "tickets.csv").write_text("Id,texts,kind\n1,x,y\n")
+    job = replace(JOB, shard=ShardSpec(by="colour"))
+    with pytest.raises(SourceError) as raised:
+        planned(blobs, open_source(JOB.source, tmp_path), job)
+    assert [str(problem) for problem in raised.value.problems] == [
+        "tickets.csv: source.key: there is no column 'id'; did you mean 'Id'?",
+        "tickets.csv: shard.by: there is no column 'colour'",
+        "tickets.csv: prompt: there is no column 'text'; did you mean 'texts'?",
+    ]
+
+
+def test_a_damaged_file_leaves_no_plan(tmp_path: Path, blobs: Blobs) -> None:
+    """Rows that cannot be read end the planning, and no scratch file stays behind."""
+    (tmp_path / "tickets.csv").write_text("id,text\n1,x\n2,y,z\n")
+    with pytest.raises(SourceError, match="tickets.csv:3: expected 2 fields"):
+        planned(blobs, open_source(JOB.source, tmp_path))
+    assert list((blobs.folder / "tmp").iterdir()) == []
+
+
+# --------------------------------------------------------------------------------------------------------------- keeping
+
+
+def test_a_kept_plan_is_found_by_its_id(blobs: Blobs) -> None:
+    """What is loaded is what was saved, weights included; saving again replaces it."""
+    first = planned(blobs, texts("a", "b", "a"))
+    save_plan(blobs, first)
+    assert load_plan(blobs, first.plan.id) == first
+    again = planned(blobs, texts("a", "b", "a"), known=known_of(blobs, first))
+    save_plan(blobs, again)
+    assert load_plan(blobs, first.plan.id) == again != first
+
+
+@pytest.mark.parametrize("name", ["p_000000000000", "../../secret", "p_0123", "P_000000000000", ""])
+def test_an_id_that_names_no_plan_is_not_found(blobs: Blobs, name: str) -> None:
+    """An unknown or malformed id is told so, and is never used as a path."""
+    with pytest.raises(NotFound):
+        load_plan(blobs, name)
+
+
+def test_a_damaged_plan_is_not_run(blobs: Blobs) -> None:
+    """A kept plan that is no longer what was written is refused."""
+    prepared = planned(blobs, texts("a"))
+    save_plan(blobs, prepared)
+    path = blobs.folder / "plans" / f"{prepared.plan.id}.json"
+    blob = json.loads(path.read_text())["blob"]
+    blobs.path(blob).write_bytes(blobs.path(blob).read_bytes().replace(b"m-1", b"m-2"))
+    with pytest.raises(BlobError, match="damaged"):
+        load_plan(blobs, prepared.plan.id)
+    path.write_text('{"blo')
+    with pytest.raises(BlobError, match="damaged"):
+        load_plan(blobs, prepared.plan.id)
+
+
+@contextmanager
+def no_file_above(n_bytes: int) -> Iterator[None]:
+    """The kernel refuses to let a file grow beyond this: what a full disk does, at a place the test chooses."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("n_bytes", [0, 3, 20, 100, 500, 1_000, 2_000, 4_000, 8_000, 16_000])
+def test_a_full_disk_leaves_no_plan(blobs: Blobs, n_bytes: int) -> None:
+    """Wherever the disk fills up, the error says so, no plan of that id exists, and no scratch file stays."""
+    rows = texts(*range(200))
+    whole = planned(blobs, rows).plan
+    with no_file_above(n_bytes), pytest.raises(BlobError, match="could not be written"):
+        save_plan(blobs, planned(blobs, rows))
+    with pytest.raises(NotFound):
+        load_plan(blobs, whole.id)
+    assert list((blobs.folder / "tmp").iterdir()) == []
+    save_plan(blobs, planned(blobs, rows))
+    assert load_plan(blobs, whole.id).plan == whole
+
+
+def test_memory_is_bounded_by_digests_not_by_rows(blobs: Blobs) -> None:
+    """Four times the rows, each of 4 kB, take less than 400 bytes more for each of them."""
+
+    def peak(n_rows: int) -> int:
+        rows = _Wide(n_rows)
+        tracemalloc.start()
+        try:
+            assert planned(blobs, rows).plan.n_new == n_rows
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)  # what is loaded once is not counted
+    assert peak(4 * 1024) - peak(1024) < 3 * 1024 * 400
+
+
+@dataclass(frozen=True)
+class _Wide(Rows):
+    """Many rows of 4 kB, made as they are asked for."""
+
+    rows: int = 0  # type: ignore[assignment]
+    columns: tuple[str, ...] = ("id", "text")
+
+    def batches(self) -> Iterator[RowBatch]:
+        for start in range(0, self.rows, BATCH_ROWS):
+            numbers = range(start, min(start + BATCH_ROWS, self.rows))
+            yield RowBatch({"id": [str(n) for n in numbers], "text": [f"{n:04000}" for n in numbers]}, numbers)
+
+
+def rows_of(blobs: Blobs, prepared: Prepared) -> list[tuple[str, str, int]]:
+    """The rows file: key, shard id, line."""
+    table = pq.read_table(blobs.path(prepared.plan.rows_blob)).to_pydict()
+    return [
+        (key, prepared.plan.shard_ids[shard], line)
+        for key, shard, line in zip(table["key"], table["shard"], table["line"], strict=True)
+    ]

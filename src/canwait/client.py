@@ -10,7 +10,9 @@ with canwait.connect() as client:
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -36,6 +38,7 @@ from .errors import (
     NotFound,
     PlanStale,
     Problem,
+    SinkError,
     SourceError,
     SpecError,
 )
@@ -79,9 +82,12 @@ def settings(env: Mapping[str, str] = os.environ) -> Settings:
             return None
 
     def seconds(text: str) -> float:
-        value = float(text)
-        if not 0 <= value < 1e7:
-            raise ValueError(f"{text} is not a number of seconds")
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < 1e7:
+            raise ValueError(f"{text!r} is not a time; expected seconds above 0, such as 0.5")
         return value
 
     home = Path(env.get("CANWAIT_HOME") or ".canwait")
@@ -89,7 +95,7 @@ def settings(env: Mapping[str, str] = os.environ) -> Settings:
     poll_s, settle_s = read("CANWAIT_POLL_S", seconds), read("CANWAIT_SETTLE_S", seconds)
     ceiling = read("CANWAIT_BUDGET_USD", parse_usd)
     if problems:
-        raise SpecError(problems, hint="`canwait doctor` prints the variables canwait reads")
+        raise SpecError(problems, hint="docs/cli.md lists the variables canwait reads")
     if url.startswith("sqlite:///") and not env.get("CANWAIT_HOME"):
         home = Path(url.removeprefix("sqlite:///")).parent
     return Settings(url, home, Pace(poll_s=poll_s), settle_s, ceiling, env)
@@ -139,17 +145,29 @@ class Client(AbstractContextManager["Client"]):
     def job(
         self, spec: str | Path | Job, *, source: RowSource | None = None, output: type[BaseModel] | None = None
     ) -> JobHandle:
-        """A job by its file, or by its value; `source` overrides where its rows come from. Raises SpecError."""
-        if not isinstance(spec, Job):
-            from .spec import load_job
+        """A job by its file, or by its value. Raises SpecError.
 
-            path = Path(spec)
-            if not path.is_file():
-                raise SpecError(
-                    [Problem(str(spec), None, None, None, "no such job file")], hint="`canwait init` writes one"
-                )
-            spec = load_job(path, output=output)
-        return JobHandle(self, spec, source)
+        `source` overrides where its rows come from; `output` is what its answers become, instead of mappings.
+        """
+        if isinstance(spec, Job):
+            return JobHandle(self, spec, source, output=output)
+        from .spec import load_job
+
+        path = Path(spec)
+        if not path.is_file():
+            raise SpecError(
+                [Problem(str(spec), None, None, None, "no such job file")], hint="`canwait init` writes one"
+            )
+        return JobHandle(self, load_job(path, output=output), source, output=output, file=path.resolve())
+
+    def planned(self, plan: str) -> JobHandle:
+        """The job that a plan was made for, its file read anew. Raises NotFound, SpecError."""
+        from .prepare import planned_file
+
+        file = planned_file(self.blobs, plan)
+        if file is None:
+            raise NotFound(f"Plan {plan} was made without a job file.", what="job file of plan", name=plan)
+        return self.job(file)
 
     def resolve(self, shard: str, batch_id: str | None) -> None:
         """A person's answer to what a provider's listing cannot tell: no batch of the shard exists, or this one is it.
@@ -206,7 +224,7 @@ class JobPlan:
 
 @dataclass(frozen=True, slots=True)
 class Ok:
-    """A row with a usable answer: `value` is a mapping of the output's fields, or the text where there is no schema."""
+    """A row with a usable answer: `value` is the output model, a mapping of the output's fields, or plain text."""
 
     key: str
     value: Any
@@ -214,11 +232,11 @@ class Ok:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A row without one."""
+    """A row without one: `cause` as in lifecycle.CAUSES, `detail` in the provider's words."""
 
     key: str
-    outcome: str
     cause: str | None
+    outcome: str
     detail: str | None
 
 
@@ -226,9 +244,18 @@ class JobHandle:
     """A job under its durable name."""
 
     def __init__(
-        self, client: Client, job: Job, source: RowSource | None = None, frame: Any = None, table: Any = None
+        self,
+        client: Client,
+        job: Job,
+        source: RowSource | None = None,
+        frame: Any = None,
+        table: Any = None,
+        *,
+        output: type[BaseModel] | None = None,
+        file: Path | None = None,
     ) -> None:
         self.client, self.value, self._source, self._frame, self._table = client, job, source, frame, table
+        self._output, self._file = output, file
 
     @property
     def name(self) -> str:
@@ -241,13 +268,14 @@ class JobHandle:
         from .prepare import save_plan
 
         prepared = self._prepare(self._quoting())
-        save_plan(self.client.blobs, prepared)
+        save_plan(self.client.blobs, prepared, self._file)
         return JobPlan(prepared.plan, self.value)
 
     def _prepare(self, provider: Provider) -> Prepared:
         from .prepare import prepare
 
         c, job = self.client, self.value
+        self._check_target()
         return prepare(
             job,
             source=self.source,
@@ -274,9 +302,14 @@ class JobHandle:
     def source(self) -> RowSource:
         if self._source is not None:
             return self._source
-        from .sources.opening import open_source
+        from .sources.opening import keep_stdin, open_source
 
-        return open_source(self.value.source, self.value.base_dir)
+        source = self.value.source
+        if source.uri == "-":
+            folder = self.client.blobs.scratch()
+            self.client.closing(lambda: shutil.rmtree(folder, ignore_errors=True))
+            source = keep_stdin(source, sys.stdin.buffer, folder)
+        return open_source(source, self.value.base_dir)
 
     def _price(self, tier: Tier) -> Price:
         from .prices import find_overrides, lookup
@@ -317,18 +350,29 @@ class JobHandle:
         """Run the job to its end, or go on with it; the figures since its first run (of a frame: the frame, answered).
 
         plan: run exactly this plan, or raise PlanStale. approve: asked once before the first money is held; None approves,
-        for the budget is stated. only: send failed rows again, `failed`, `failed:CAUSE`, `expired`, `missing`, `cancelled`.
-        Raises BudgetExceeded before anything is sent; SourceError for bad rows; KeyRefused; JobPaused is left to figures.
+        for the budget is stated. only: send failed rows again and no others: `failed`, `failed:CAUSE`, `expired`,
+        `missing`, `cancelled`. Raises BudgetExceeded before anything is sent; SourceError for bad rows; KeyRefused;
+        JobPaused is left to figures.
         """
-        self.open(plan=plan, approve=approve)
-        if only:
-            self._again(only)
+        if only is None:
+            self.open(plan=plan, approve=approve)
+        else:
+            self._again(only, plan)
         self.client.engine.run(self.name, until=until, watch=watch)
         figures = self._finish()
         return self.frame() if self._frame is not None and figures.finished else figures
 
-    def open(self, *, plan: str | JobPlan | None = None, approve: Callable[[JobPlan], bool] | None = None) -> Plan:
-        """Open the plan's shards in the ledger: from here on any caller may run them."""
+    def open(
+        self,
+        *,
+        plan: str | JobPlan | None = None,
+        approve: Callable[[JobPlan], bool] | None = None,
+        again: bool = False,
+    ) -> Plan:
+        """Open the plan's shards in the ledger: from here on any caller may run them.
+
+        again: only if this plan is the job's latest already, or raise PlanStale.
+        """
         wanted = plan.id if isinstance(plan, JobPlan) else plan
         c = self.client
         provider = c.provider(self.value.provider)
@@ -343,6 +387,9 @@ class JobHandle:
                 )
             if value.n_bad_rows:
                 raise _bad_rows(value, self.source.name)
+            if again and not (jobs and jobs[self.name]["plan"] == value.digest):
+                why = "rows, prompt, model or prices are not those that ran; run the job without --only first"
+                raise PlanStale(plan=value.id, why=why, spec=self.name)
             terms = Terms(
                 value.provider,
                 value.model,
@@ -354,16 +401,11 @@ class JobHandle:
                 self.value.source.key,
                 self.value.dedupe,
             )
-            self._check_columns(terms)
             if value.n_new and not c.ledger.query("plan", job=self.name, digest=value.digest):
                 self._afford(value)
                 if approve is not None and not approve(JobPlan(value, self.value)):
-                    raise HumanNeeded(what=f"plan {value.id}", hint="nothing was sent")
-            limits = self.value.budget
-            if c.settings.ceiling_micros is not None:
-                limits = replace(
-                    limits, micros=min(c.settings.ceiling_micros, limits.micros or c.settings.ceiling_micros)
-                )
+                    raise HumanNeeded(f"Plan {value.id} was not approved; nothing was sent.")
+            limits = replace(self.value.budget, micros=self._limit_micros)
             now = c.clock.now()
             new = [
                 NewShard(
@@ -398,15 +440,31 @@ class JobHandle:
             if c.ledger.open_plan(opened, now):
                 return value
 
-    def _check_columns(self, terms: Terms) -> None:
-        from .load import columns_of
+    def _check_target(self) -> None:
+        """Raises SpecError for a target that rows could not be loaded into: before anything is paid."""
+        from .load import check_columns
         from .sinks.opening import open_sink
 
-        columns_of(terms)
-        if self.value.load is not None:
-            path = self.value.base_dir / self.value.source.uri
+        job = self.value
+        check_columns(job.output_schema, job.source.key)
+        if self._table is not None:
+            fields = set((job.output_schema or {}).get("properties") or {"output": None})
+            if taken := sorted(fields & set(self._table.column_names)):
+                what = f"the frame has a column {', '.join(taken)} already; answers would need a second one"
+                raise SpecError([Problem(self.name, None, None, "output", what)], hint="drop or rename it")
+        if job.load is not None:
+            path = job.base_dir / job.source.uri
             source = path if self._source is None and path.is_file() else None
-            open_sink(self.value.load, self.value.base_dir, self.value.source.key, source=source)
+            try:
+                open_sink(job.load, job.base_dir, job.source.key, source=source)
+            except SinkError as error:
+                raise SpecError([Problem(self.name, None, None, "load", str(error))], hint=error.own_hint) from error
+
+    @property
+    def _limit_micros(self) -> int | None:
+        """The job's own limit, or the ceiling of this shell where that is lower."""
+        limits = (self.value.budget.micros, self.client.settings.ceiling_micros)
+        return min((m for m in limits if m is not None), default=None)
 
     def _afford(self, plan: Plan) -> None:
         """Raises BudgetExceeded when the plan's worst case cannot be held; `trim` lets the shards that fit run."""
@@ -422,9 +480,7 @@ class JobHandle:
         blank = dict.fromkeys(("held_micros", "spent_micros", "held_tokens", "spent_tokens"), 0)
         template = rows.get("month", {"limit_micros": None, "limit_tokens": None})
         own = {**rows.get(f"job:{self.name}", {**blank, "frozen": None}), "id": f"job:{self.name}"}
-        ceiling = self.client.settings.ceiling_micros
-        limits = [m for m in (budget.micros, ceiling) if m is not None]
-        own |= {"limit_micros": min(limits, default=None), "limit_tokens": budget.tokens}
+        own |= {"limit_micros": self._limit_micros, "limit_tokens": budget.tokens}
         monthly = rows.get(month, {**template, **blank, "id": month, "frozen": None})
         for row in (own, rows.get(f"project:{self.value.owner}"), monthly):
             if row is None:
@@ -438,20 +494,26 @@ class JobHandle:
                 and row["spent_tokens"] + row["held_tokens"] + tokens > row["limit_tokens"]
             )
             if over or more:
-                raise exceeded(row, f"plan {plan.id} in the worst case", plan.worst_micros, tokens)
+                error = exceeded(row, f"plan {plan.id} in the worst case", plan.worst_micros, tokens)
+                if row is own and budget.on_exceed == "ask":
+                    raise HumanNeeded(str(error), hint="approve a larger limit with `--budget USD`; nothing was sent")
+                raise error
 
-    def _again(self, selector: str) -> None:
+    def _again(self, selector: str, plan: str | JobPlan | None) -> None:
         """Open shards for rows that failed and that a person wants sent again. Raises NotFound when there are none."""
         from . import landing
-        from .resend import select
+        from .resend import parse, select
 
+        parse(selector)
+        self.open(plan=plan, again=True)
         c = self.client
         chosen = select(c.ledger, c.blobs, self.name, selector)
-        shards: list[NewShard] = []
+        shards: list[tuple[NewShard, list[int]]] = []
         for root, lines in chosen:
             manifest = landing.read_manifest(c.blobs.path(root.manifest_blob))
             tried = len(c.ledger.query("shards_of_root", root=root.id))
-            shards.append(c.engine.follow_up(root, manifest, lines, 1, c.ledger.terms(root), why=f"{selector} {tried}"))
+            new = c.engine.follow_up(root, manifest, lines, 1, c.ledger.terms(root), why=f"{selector} {tried}")
+            shards.append((new, lines))
         if not shards:
             raise NotFound(what="rows", name=f"`{selector}`", hint="`canwait status` says what failed, and why")
         c.ledger.add_shards(self.name, shards, f"a person asked for `{selector}` again", c.clock.now())
@@ -546,7 +608,7 @@ class JobHandle:
         places = {key: place for place, key in enumerate(found[self.value.source.key].to_pylist())}
         taken = pa.array([places.get(key_text(k)) for k in table[self.value.source.key].to_pylist()], pa.int64())
         for name in names:
-            table = table.append_column(name, found[name].take(taken)) if name not in table.column_names else table
+            table = table.append_column(name, found[name].take(taken))
         return to_frame_like(self._frame, table)
 
 
@@ -583,6 +645,7 @@ def map(
 
     The same name with the same rows is the same job: running it again costs nothing. `fields` are the job file's others.
     """
+    from .sinks.rows import field_types
     from .sources.frames import from_frame, to_table
     from .spec import job_from_dict
 
@@ -595,13 +658,16 @@ def map(
         "deadline": deadline,
         "urgency": urgency,
         "max_output_tokens": max_output_tokens,
-        "budget": {"usd": str(budget_usd)},
+        "budget": {"usd": budget_usd},
         **fields,
     }
     if output is not None:
-        spec["output"] = output if isinstance(output, Mapping) else output.model_json_schema()
+        spec["output"] = output
     job = job_from_dict(spec, base_dir=Path.cwd())
     table = to_table(frame)  # once, for a RecordBatchReader can be read only once
+    if taken := (set(field_types(job.output_schema)) or {"output"}) & set(table.column_names):
+        what = f"the frame has a column {', '.join(sorted(taken))} already; name the output's field otherwise"
+        raise SpecError([Problem("frame", None, None, "output", what)])
     return JobHandle(client or connect(), job, from_frame(table), frame, table)
 
 

@@ -221,7 +221,7 @@ class Engine:
         `earlier_open`: an idempotent create is repeated because the fate of an earlier one is not known. Then a refusal of
         this one says nothing about that one, and the money stays held.
         """
-        self.ledger.begin_try(shard, self.pace.lease_s, self.clock.now())
+        self.ledger.begin_try(shard, provider.account, self.pace.lease_s, self.clock.now())
         file = replace(file, first_try=file.first_try or self.clock.now())
 
         def guard() -> None:
@@ -463,14 +463,22 @@ class Engine:
         return self.clock.now() + timedelta(seconds=max(pace, retry_after_s or 0.0))
 
     def provider(self, shard: Shard) -> Provider:
-        """The adapter a shard was planned for. Raises LedgerError when the key or host now names another account."""
+        """The adapter of a shard's provider.
+
+        Keys are rotated, so another account than the shard was planned for is no fault: what it does not know is held. But
+        where a lost reply is to be asked for, another account's listing would prove an absence that is none: LedgerError.
+        """
         if shard.provider not in self._providers:
             self._providers[shard.provider] = self._provider_of(shard.provider)
         provider = self._providers[shard.provider]
-        if provider.account != shard.account:
+        if (
+            provider.account != shard.account
+            and shard.state is S.SUBMITTING
+            and self.ledger.intent(shard.token or "")[0].open
+        ):
             raise LedgerError(
-                f"shard {shard.id} belongs to {shard.account}, the environment now names {provider.account}",
-                hint="set the key and base URL it was started with, or cancel the job there",
+                f"shard {shard.id} may have been sent on {shard.account}, and the environment now names {provider.account}",
+                hint="set the key and base URL it was sent with, or say `canwait resolve` what became of it",
             )
         return provider
 

@@ -185,17 +185,31 @@ class Ledger:
             )
             return True
 
-    def add_shards(self, job: str, shards: Sequence[NewShard], reason: str, now: datetime) -> None:
-        """Open more shards of a job's latest plan: rows a person asked to have sent again."""
+    def add_shards(
+        self, job: str, shards: Sequence[tuple[NewShard, Sequence[int]]], reason: str, now: datetime
+    ) -> None:
+        """Open more shards of a job's latest plan, each for some ended lines of its root that a person wants sent again.
+
+        The lines are pending from now on. A shard of lines that somebody else has sent again meanwhile is left out.
+        """
         with self.db.transaction("add_shards") as tx:
-            row = _one(tx, "job", "job", name=job)
-            tx.run("job_uncancel", name=job)
-            tx.run("job_resume", name=job)
-            for new in shards:
-                if not tx.run("shard", id=new.id):
-                    _insert_shard(tx, job, tx.run("shard", id=new.root)[0]["plan"], new)
-            tx.run("job_state", name=row["name"], state=JobState.IN_PROGRESS.value, reason=None)
-            _journal(tx, now, job, None, "shards_added", reason, shards=[s.id for s in shards])
+            _one(tx, "job", "job", name=job)
+            added = []
+            for new, lines in shards:
+                root = tx.run("shard", id=new.root)[0]
+                vector = bytearray(zlib.decompress(root["vector"]))
+                if any(vector[line] in (Outcome.PENDING, Outcome.OK) for line in lines):
+                    continue
+                for line in lines:
+                    vector[line] = Outcome.PENDING
+                tx.run("shard_vector", id=new.root, vector=zlib.compress(bytes(vector)))
+                _insert_shard(tx, job, root["plan"], new)
+                added.append(new.id)
+            if added:
+                tx.run("job_uncancel", name=job)
+                tx.run("job_resume", name=job)
+                tx.run("job_state", name=job, state=JobState.IN_PROGRESS.value, reason=None)
+                _journal(tx, now, job, None, "shards_added", reason, shards=added)
 
     def pause_job(self, job: str, why: str, now: datetime) -> None:
         with self.db.transaction("pause_job") as tx:
@@ -328,12 +342,13 @@ class Ledger:
             )
         return token
 
-    def begin_try(self, shard: Shard, lease_s: float, now: datetime) -> None:
-        """Record that a create is about to be sent. From here on its fate is unknown until something proves it."""
+    def begin_try(self, shard: Shard, account: str, lease_s: float, now: datetime) -> None:
+        """Record that a create is about to be sent on an account. From here on its fate is unknown until it is proved."""
         with self.db.transaction("begin_try") as tx:
             self._hold(tx, shard)
             _renew(tx, shard, now, lease_s)
             tx.run("intent_try", token=shard.token, at=to_us(now))
+            tx.run("shard_account", id=shard.id, account=account)
 
     def sending(self, shard: Shard, lease_s: float, now: datetime) -> None:
         """The create leaves now, after its upload: hold the shard, and count the settle wait from here.
@@ -388,6 +403,34 @@ class Ledger:
                 raise NotFound(what="shard with an open submission", name=shard)
             tx.run("shard_due_now", id=shard, now=to_us(now))
             _journal(tx, now, row["job"], shard, "resolved", "a person says no batch of it exists")
+
+    def resolve_billed(self, shard: str, micros: int, now: datetime) -> None:
+        """A person says what the unknown of a settled shard was billed: it is confirmed as wasted, the rest comes back.
+
+        Raises NotFound unless the shard holds money whose fate is unknown.
+        """
+        with self.db.transaction("resolve_billed") as tx:
+            row = _one(tx, "shard", "shard", id=shard)
+            held, held_tokens = row["held_micros"], row["held_tokens"]
+            if row["state"] != S.SETTLED.value or not (held or held_tokens):
+                raise NotFound(what="settled shard with unknown money", name=shard)
+            why = "a person says what it was billed"
+            for budget in json.loads(row["budgets"]):
+                _move(
+                    tx,
+                    now,
+                    budget,
+                    row["job"],
+                    shard,
+                    "settle",
+                    why,
+                    held_micros=-min(micros, held),
+                    spent_micros=micros,
+                )
+                rest = {"held_micros": min(micros, held) - held, "held_tokens": -held_tokens}
+                _move(tx, now, budget, row["job"], shard, "release", why, **rest)
+            tx.run("shard_billed", id=shard, micros=micros)
+            _journal(tx, now, row["job"], shard, "billed", why, micros=micros)
 
     # ------------------------------------------------------------------------------------------------ ending, settling
 

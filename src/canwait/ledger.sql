@@ -207,6 +207,10 @@ WHERE id = :id AND fence = :fence AND state = :old;
 -- What a shard holds, in which budgets, under which token.
 UPDATE shard SET token = :token, held_micros = :micros, held_tokens = :tokens, budgets = :budgets WHERE id = :id;
 
+-- name: shard_account
+-- The account a shard is sent on.
+UPDATE shard SET account = :account WHERE id = :id;
+
 -- name: shard_submitted
 -- The provider's name of a shard's batch.
 UPDATE shard SET batch_id = :batch_id, batch = :batch, submitted_us = :at WHERE id = :id;
@@ -229,6 +233,11 @@ UPDATE shard SET results_blob = :results_blob, held_micros = :held_micros, held_
   confirmed_micros = confirmed_micros + :confirmed_micros, wasted_micros = wasted_micros + :wasted_micros,
   input_tokens = input_tokens + :input_tokens, output_tokens = output_tokens + :output_tokens, settled_us = :at
 WHERE id = :id;
+
+-- name: shard_billed
+-- What was unknown of a settled shard is known.
+UPDATE shard SET confirmed_micros = confirmed_micros + :micros, wasted_micros = wasted_micros + :micros,
+  held_micros = 0, held_tokens = 0 WHERE id = :id;
 
 -- name: shard_vector
 -- What became of a planned shard's lines.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,12 +66,14 @@ class Columns:
 
 
 def columns_of(terms: Terms) -> Columns:
+    return Columns(terms.key, tuple(field_types(terms.output_schema).items()), terms.tier.value)
+
+
+def check_columns(output_schema: Mapping[str, Any] | None, key: str) -> None:
     """Raises SpecError when an output field has the name of the key column or of one of ours."""
-    fields = field_types(terms.output_schema)
-    if taken := {terms.key, *PROVENANCE} & set(fields):
+    if taken := {key, *PROVENANCE} & set(field_types(output_schema)):
         what = f"field {', '.join(sorted(taken))} has the name of the key column or of one of canwait's"
         raise SpecError([Problem("job", None, None, "output", what)])
-    return Columns(terms.key, tuple(fields.items()), terms.tier.value)
 
 
 class Answers:

@@ -502,7 +502,7 @@ def _followed(shard: int, line: int, moves: Mapping[int, tuple[int, int]]) -> tu
 # ------------------------------------------------------------------------------------------------------- kept by name
 
 
-def save_plan(blobs: Blobs, prepared: Prepared) -> None:
+def save_plan(blobs: Blobs, prepared: Prepared, job_file: Path | None = None) -> None:
     """Keep a plan, so that it can be run by its id. A later plan of the same id takes its place."""
     answering = [[shard, base64.b64encode(zlib.compress(w)).decode()] for shard, w in prepared.answering]
     blob = blobs.put(json.dumps({"plan": plan_to_json(prepared.plan), "answering": answering}).encode())
@@ -510,7 +510,7 @@ def save_plan(blobs: Blobs, prepared: Prepared) -> None:
     with _scratch(blobs) as folder:
         draft = folder / path.name
         with draft.open("wb") as file:
-            file.write(json.dumps({"blob": blob}).encode())
+            file.write(json.dumps({"blob": blob, "job_file": job_file and str(job_file)}).encode())
             file.flush()
             os.fsync(file.fileno())
         path.parent.mkdir(exist_ok=True)
@@ -524,15 +524,28 @@ def save_plan(blobs: Blobs, prepared: Prepared) -> None:
 
 def load_plan(blobs: Blobs, plan: str) -> Prepared:
     """The plan kept under an id. Raises NotFound when there is none, BlobError when it is damaged."""
+    with _kept(blobs, plan) as kept:
+        saved = json.loads(blobs.read(kept["blob"]))
+        answering = tuple((shard, zlib.decompress(base64.b64decode(weights))) for shard, weights in saved["answering"])
+        return Prepared(plan_from_json(saved["plan"]), answering)
+
+
+def planned_file(blobs: Blobs, plan: str) -> Path | None:
+    """The job file a kept plan was made from; None for a job that has none. Raises as `load_plan`."""
+    with _kept(blobs, plan) as kept:
+        return Path(kept["job_file"]) if kept["job_file"] else None
+
+
+@contextmanager
+def _kept(blobs: Blobs, plan: str) -> Iterator[Mapping[str, Any]]:
+    """What is kept under a plan's id; whatever is found wrong with it is damage."""
     path = _path(blobs, plan)
     if not path.is_file():
         raise NotFound(
             f"No plan {plan} is kept in {blobs.folder}.", what="plan", name=plan, hint="`canwait plan` makes one"
         )
     try:
-        kept = json.loads(blobs.read(json.loads(path.read_bytes())["blob"]))
-        answering = tuple((shard, zlib.decompress(base64.b64decode(weights))) for shard, weights in kept["answering"])
-        return Prepared(plan_from_json(kept["plan"]), answering)
+        yield json.loads(path.read_bytes())
     except (ValueError, TypeError, KeyError, zlib.error) as error:
         raise BlobError(f"{path} is damaged: {error}", hint="`canwait plan` makes it again") from error
 

@@ -8,7 +8,7 @@ import click
 
 from .. import views
 from ..price import format_usd
-from .face import Face, money, options, printable, table
+from .face import Face, money, options, printable, table, usd_option
 from .jobs import opened, simulated
 
 
@@ -76,7 +76,7 @@ def set_(face: Face, name: str, usd: str | None, tokens: int | None, sim: bool) 
 
     if not re.fullmatch(r"project:\S{1,100}|month(:\d{4}-\d{2})?", name):
         raise click.UsageError(f"{name!r} is not a budget to set: expected project:OWNER, month or month:YYYY-MM")
-    micros = _usd(usd, "--usd") if usd is not None else None
+    micros = usd_option(usd, "--usd") if usd is not None else None
     with opened(face, sim) as client:
         client.ledger.set_budget(name, micros=micros, tokens=tokens, now=client.clock.now())
         found = next(b for b in views.budgets(client.ledger) if b.id == name)
@@ -95,7 +95,7 @@ def set_(face: Face, name: str, usd: str | None, tokens: int | None, sim: bool) 
 @options()
 def book(face: Face, job: str, usd: str, reason: str, sim: bool) -> None:
     """Book a cost that is not a model's to a job, so that one budget holds the whole pipeline."""
-    micros = _usd(usd, "--usd")
+    micros = usd_option(usd, "--usd")
     with opened(face, sim) as client:
         client.ledger.book(job, micros, reason, client.clock.now())
         found = next(b for b in views.budgets(client.ledger) if b.id == f"job:{job}")
@@ -112,13 +112,3 @@ def thaw(face: Face, name: str, sim: bool) -> None:
         client.ledger.thaw(name, client.clock.now())
         found = next(b for b in views.budgets(client.ledger) if b.id == name)
     face.show("canwait.budget/1", _json(found), f"{name} may be used again")
-
-
-def _usd(text: str, flag: str) -> int:
-    from ..errors import Problem, SpecError
-    from ..spec import parse_usd
-
-    try:
-        return parse_usd(text)
-    except ValueError as error:
-        raise SpecError([Problem(flag, None, None, None, str(error))]) from error

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import click
 
-from ..errors import CanwaitError, HumanNeeded
+from ..errors import CanwaitError, HumanNeeded, Problem, SpecError
 from ..price import format_usd
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -84,6 +84,16 @@ def report(error: CanwaitError) -> None:
     click.echo(f"error: {error}", err=True)
     if error.own_hint:
         click.echo(f"hint: {error.own_hint}", err=True)
+
+
+def usd_option(text: str, flag: str) -> int:
+    """The micros an option states in USD. Raises SpecError naming the flag."""
+    from ..spec import parse_usd
+
+    try:
+        return parse_usd(text)
+    except ValueError as error:
+        raise SpecError([Problem(flag, None, None, None, str(error))]) from error
 
 
 def money(micros: int) -> str:

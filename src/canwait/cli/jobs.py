@@ -13,8 +13,8 @@ import click
 from .. import views
 from ..errors import BudgetFrozen, JobPaused, NotFinished
 from ..price import format_usd
-from ..types import JobState
-from .face import Face, money, options, printable, report, table
+from ..types import JobState, ShardState
+from .face import Face, money, options, printable, report, table, usd_option
 
 if TYPE_CHECKING:
     from ..client import Client, JobHandle, JobPlan
@@ -107,13 +107,7 @@ def _budgeted(client: Client, spec: str, budget_usd: str | None) -> JobHandle:
 
     job = client.job(spec)
     if budget_usd is not None:
-        from ..errors import Problem, SpecError
-        from ..spec import parse_usd
-
-        try:
-            micros = parse_usd(budget_usd)
-        except ValueError as error:
-            raise SpecError([Problem("--budget", None, None, None, str(error))]) from error
+        micros = usd_option(budget_usd, "--budget")
         job.value = replace(job.value, budget=replace(job.value.budget, micros=micros))
     return job
 
@@ -297,12 +291,17 @@ def _reasons(figures: views.Figures, shards: list[views.ShardView], causes: dict
     if len(rows) > 1:
         lines += [table(rows, right=frozenset({2, 3, 4})), ""]
     lines += [f"  {n} rows: {cause}" for cause, n in sorted(causes.items(), key=lambda c: -c[1])]
-    unknown = [s for s in shards if s.fate_unknown]
-    lines += [
-        f"  {s.id}: whether its batch exists cannot be told. Look at the provider, then:\n"
-        f"    canwait resolve {s.id} --absent   or   canwait resolve {s.id} --batch ID"
-        for s in unknown
-    ]
+    for s in shards:
+        if s.fate_unknown:
+            lines += [
+                f"  {s.id}: whether its batch exists cannot be told yet. Look at the provider, then:",
+                f"    canwait resolve {s.id} --absent   or   canwait resolve {s.id} --batch ID",
+            ]
+        elif s.state is ShardState.SETTLED and s.held_micros:
+            lines += [
+                f"  {s.id}: rows never came back; what they cost is unknown, at most {money(s.held_micros)}. By the invoice:",
+                f"    canwait resolve {s.id} --billed USD",
+            ]
     return "\n".join(lines).rstrip()
 
 
@@ -341,16 +340,25 @@ def load(face: Face, spec: str, sim: bool) -> None:
 @click.argument("shard")
 @click.option("--absent", is_flag=True, help="No batch of this shard exists at the provider.")
 @click.option("--batch", "batch_id", metavar="ID", help="This batch is the shard's.")
+@click.option(
+    "--billed", metavar="USD", help="What the rows that never came back were billed, by the provider's invoice."
+)
 @simulated
 @options()
-def resolve(face: Face, shard: str, absent: bool, batch_id: str | None, sim: bool) -> None:
-    """Answer what a provider's listing cannot tell: does the batch of a lost reply exist?"""
-    if absent == (batch_id is not None):
-        raise click.UsageError("say either --absent or --batch ID")
+def resolve(face: Face, shard: str, absent: bool, batch_id: str | None, billed: str | None, sim: bool) -> None:
+    """Answer what a provider cannot tell: does the batch of a lost reply exist, what did lost rows cost?"""
+    if [absent, batch_id is not None, billed is not None].count(True) != 1:
+        raise click.UsageError("say one of --absent, --batch ID or --billed USD")
     with opened(face, sim) as client:
-        client.resolve(shard, batch_id)
-        said = f"is batch {batch_id}" if batch_id else "has no batch"
-        face.show("canwait.resolve/1", {"shard": shard, "batch": batch_id}, f"{shard} {said}; `canwait run` goes on")
+        if billed is not None:
+            micros = usd_option(billed, "--billed")
+            client.ledger.resolve_billed(shard, micros, client.clock.now())
+            said = f"was billed {money(micros)} for what was unknown"
+        else:
+            client.resolve(shard, batch_id)
+            said = (f"is batch {printable(batch_id)}" if batch_id else "has no batch") + "; `canwait run` goes on"
+        value = {"shard": shard, "absent": absent, "batch": batch_id, "billed_usd": billed and format_usd(micros)}
+        face.show("canwait.resolve/1", value, f"{shard} {said}")
 
 
 @click.command()

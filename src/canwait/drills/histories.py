@@ -78,7 +78,7 @@ class Result:
 def run(n: int, *, seed: int = 0, url: str = "sqlite://") -> Result:
     """n histories; each has its own seed, named in its violations, so that one can be run again alone."""
     total = Result()
-    memory = Path("/dev/shm")  # noqa: S108: a folder of our own in it; an fsync there costs nothing
+    memory = Path("/dev/shm")  # noqa: S108 (a folder of our own in it; an fsync costs nothing there)
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         blobs = Blobs(Path(folder))
         for number in range(seed, seed + n):
