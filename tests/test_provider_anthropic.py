@@ -232,6 +232,7 @@ def test_other_batches_exclude_themselves(tmp_path: Path) -> None:
     "answer",
     [
         host_of([batch("m")], {}),
+        host_of([batch("m")], {"m": result_of("cwother")}),
         host_of([batch("m", "canceling")], {}),
         host_of([batch("m", "a_status_of_the_future")], {}),
         host_of([batch("m", rows=0)], {}),

@@ -9,6 +9,7 @@ with canwait.connect() as client:
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -168,6 +169,18 @@ class Client(AbstractContextManager["Client"]):
         if file is None:
             raise NotFound(f"Plan {plan} was made without a job file.", what="job file of plan", name=plan)
         return self.job(file)
+
+    def cancel(self, job: str) -> views.Figures:
+        """Send nothing more of a job and stop what is on its way; finished rows are kept, and paid. Raises NotFound.
+
+        A job that has ended is left as it is.
+        """
+        if not views.figures(self.ledger, job).finished:
+            self.ledger.cancel_job(job, self.clock.now())
+            self.engine.tick(job)
+            figures = views.figures(self.ledger, job)
+            self.ledger.set_job_state(job, *standing(figures, cancelled=True, gated=False), self.clock.now())
+        return views.figures(self.ledger, job)
 
     def resolve(self, shard: str, batch_id: str | None) -> None:
         """A person's answer to what a provider's listing cannot tell: no batch of the shard exists, or this one is it.
@@ -447,11 +460,6 @@ class JobHandle:
 
         job = self.value
         check_columns(job.output_schema, job.source.key)
-        if self._table is not None:
-            fields = set((job.output_schema or {}).get("properties") or {"output": None})
-            if taken := sorted(fields & set(self._table.column_names)):
-                what = f"the frame has a column {', '.join(taken)} already; answers would need a second one"
-                raise SpecError([Problem(self.name, None, None, "output", what)], hint="drop or rename it")
         if job.load is not None:
             path = job.base_dir / job.source.uri
             source = path if self._source is None and path.is_file() else None
@@ -567,14 +575,16 @@ class JobHandle:
         if self.value.quality is not None:
             raise GatePending(job=self.name)
         with answers(self.client.ledger, self.client.blobs, self.name) as rows:
-            names = [n for n, _ in rows.columns.fields]
-            for batch in rows.loaded():
-                for record in batch.to_pylist():
-                    value = {n: record[n] for n in names} if names else record["output"]
-                    yield Ok(record[rows.columns.key], value)
+            for key, text in rows.texts():
+                yield Ok(key, self._value(text))
             for batch in rows.failed():
                 for record in batch.to_pylist():
-                    yield Failed(record[rows.columns.key], record["_outcome"], record["_cause"], record["_detail"])
+                    yield Failed(record[rows.columns.key], record["_cause"], record["_outcome"], record["_detail"])
+
+    def _value(self, text: str) -> Any:
+        if self._output is not None:
+            return self._output.model_validate_json(text)
+        return text if self.value.output_schema is None else json.loads(text)
 
     @property
     def failed(self) -> list[Failed]:
@@ -668,7 +678,8 @@ def map(
     if taken := (set(field_types(job.output_schema)) or {"output"}) & set(table.column_names):
         what = f"the frame has a column {', '.join(sorted(taken))} already; name the output's field otherwise"
         raise SpecError([Problem("frame", None, None, "output", what)])
-    return JobHandle(client or connect(), job, from_frame(table), frame, table)
+    answer = None if isinstance(output, Mapping) else output
+    return JobHandle(client or connect(), job, from_frame(table), frame, table, output=answer)
 
 
 def _reusable(root: Row, job: str) -> Callable[[int], bool]:

@@ -172,6 +172,7 @@ class Ledger:
                     shard=shard,
                     weights=zlib.compress(weights),
                 )
+            tx.run("job_uncancel", name=plan.job)  # what was given up stays so; these shards are new
             tx.run("job_state", name=plan.job, state=JobState.IN_PROGRESS.value, reason=None)
             _journal(
                 tx,
@@ -363,7 +364,7 @@ class Ledger:
         """The provider named the batch: by its reply, by `find`, or by a person."""
         with self.db.transaction("submitted") as tx:
             self._step(tx, shard, S.SUBMITTED, now, next_at=until)
-            for other in tx.run("batch_owner", account=shard.account, batch_id=batch.id):
+            for other in tx.run("batch_owner", id=shard.id, batch_id=batch.id):
                 raise LedgerError(f"batch {batch.id} is shard {other['id']}'s; nothing was written")
             tx.run("shard_submitted", id=shard.id, batch_id=batch.id, batch=_batch_json(batch), at=to_us(now))
             tx.run("intent_close", token=shard.token)
@@ -429,6 +430,7 @@ class Ledger:
                 )
                 rest = {"held_micros": min(micros, held) - held, "held_tokens": -held_tokens}
                 _move(tx, now, budget, row["job"], shard, "release", why, **rest)
+                _freeze_if_passed(tx, budget, f"shard {shard} was billed more than was held for it", now)
             tx.run("shard_billed", id=shard, micros=micros)
             _journal(tx, now, row["job"], shard, "billed", why, micros=micros)
 

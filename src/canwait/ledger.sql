@@ -276,8 +276,8 @@ SELECT COUNT(*) AS n FROM shard WHERE id <> :id AND state IN ('submitting', 'sub
 SELECT batch_id FROM shard WHERE account = :account AND batch_id IS NOT NULL AND id <> :id;
 
 -- name: batch_owner
--- The shard that owns a batch.
-SELECT id FROM shard WHERE account = :account AND batch_id = :batch_id;
+-- The shard that owns a batch of a shard's account.
+SELECT id FROM shard WHERE account = (SELECT account FROM shard WHERE id = :id) AND batch_id = :batch_id;
 
 -- name: tried_again
 -- Shards of a job with more creates begun than batches known: where one more may exist.

@@ -120,6 +120,11 @@ class Answers:
                 [pa.array(keys, pa.string()), *fields, models, tier, pa.array(costs, _USD), stamps], schema=schema
             )
 
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Key and answer, as the model wrote it, of every row with a usable one."""
+        for keys, _, part in self._chunks(ok=True):
+            yield from zip(keys, part["output"].to_pylist(), strict=True)
+
     def failed(self) -> Iterator[pa.RecordBatch]:
         """Rows without one, with their cause."""
         for keys, _, part in self._chunks(ok=False):

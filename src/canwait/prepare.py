@@ -53,8 +53,8 @@ from .plan import (
 from .providers import Provider
 from .render import Renderer, RowProblem, compile_job, did_you_mean, endpoint, key_text, request_key
 from .sources import RowBatch, RowSource
-from .tokens import counter
-from .types import BadRow, Job, Plan, PlannedShard, Price, Tier, Tokens
+from .tokens import Counter, counter
+from .types import BadRow, Job, MarkClass, Offer, Plan, PlannedShard, Price, Tier, Tokens
 
 _FIELDS: list[pa.Field[Any]] = [
     pa.field("key", pa.string(), nullable=False),
@@ -63,9 +63,10 @@ _FIELDS: list[pa.Field[Any]] = [
 ]
 _ROWS = pa.schema(_FIELDS)
 _ROW_GROUP = 16_384
+_PIECE_BYTES = 8 << 20  # of bodies held at a time
 _CUSTOM_ID = "c" + "0" * 20 + "-999999"  # none is longer
 _PLAN_ID = re.compile("p_[0-9a-f]{12}")
-_LINE = 0xFFFFFFFF  # a place is one integer: shard ordinal << 32 | line
+_LINE = 0xFFFFFFFF  # of a place, which is shard ordinal << 32 | line
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,67 +116,77 @@ def prepare(
     read and for columns that are missing, SpecError for a prompt with faults and a deadline nobody meets, UnknownPrice,
     and BlobError for a full disk. Then there is no plan.
     """
-    limits = provider.limits(job.model)
-    offers = offers_for(job, provider.name, limits, price_of)
-    price = choose(job, offers).price
-    assert price is not None
-    standard = next((offer.price for offer in offers if offer.tier is Tier.STANDARD), None)
-    renderer = compile_job(job)
-    _check_columns(job, source, renderer)
-    room = room_for(job, provider.name, limits)
-    measuring = counter(provider.name, job.model)
-    expected = expect(job, measuring, earlier)
-
-    places: dict[bytes, int] = {}  # of every request, by its identity
-    n_duplicates = n_reused = 0
+    setup = _set_up(job, source, provider, blobs, known, price_of, earlier)
+    requests, expected = _Requests(setup), setup.expected
     with _scratch(blobs) as folder, _Rows(folder) as rows:
-        requests = _Requests(job, source.name, provider, renderer, room)
-        shards = _Shards(
-            requests, room, Sizes(room.max_lines, provider.mark), expected, price, standard, known, blobs, folder
-        )
+        shards = _Shards(setup, folder)
         for batch in source.batches():
-            wanted = requests.of(batch)
-            fresh: dict[bytes, _Request] = {}
-            for request in wanted:
-                if request.identity in places or request.identity in fresh:
-                    n_duplicates += 1
-                elif answered := known.get(request.identity):
-                    n_reused += 1
-                    places[request.identity] = shards.reuse(*answered)
-                else:
-                    fresh[request.identity] = request
-            sizes = expected.input(
-                measuring.measure([request.texts for request in fresh.values()], renderer.fixed_bytes)
-            )
-            for request, size in zip(fresh.values(), sizes, strict=True):
-                places[request.identity] = shards.add(request, size)
-            shards.write()
-            answers = [places[request.identity] for request in wanted]
-            shards.weigh(answers)
-            rows.add([request.key for request in wanted], answers)
+            for wanted in requests.of(batch):
+                rows.add([request.key for request in wanted], shards.answer(wanted))
         planned = shards.finish()
         rows_blob = blobs.adopt(rows.finish(shards.moves))
 
-    digest = digest_of(job, endpoint(job), price, requests.digest)
+    digest = digest_of(job, setup.endpoint, setup.price, requests.digest)
     made = Plan(
-        id=plan_id(digest), digest=digest, job=job.name, provider=provider.name, model=job.model, tier=price.tier,
-        endpoint=endpoint(job), price=price, standard_price=standard, n_rows=requests.n_rows, n_duplicates=n_duplicates,
-        n_reused=n_reused, n_new=sum(s.n_lines for s in planned), bad_rows=tuple(requests.bad_rows),
-        n_bad_rows=requests.n_bad_rows, input_expected=sum(s.input_expected for s in planned),
-        input_bound=sum(s.input_bound for s in planned), output_expected=shards.output_expected,
-        output_bound=sum(s.output_bound for s in planned), tokens_kind=expected.tokens_kind,
-        tokens_by=expected.tokens_by, output_basis=expected.output_basis,
+        id=plan_id(digest), digest=digest, job=job.name, provider=provider.name, model=job.model, tier=setup.price.tier,
+        endpoint=setup.endpoint, price=setup.price, standard_price=setup.standard, n_rows=requests.n_rows,
+        n_duplicates=shards.n_duplicates, n_reused=shards.n_reused, n_new=sum(s.n_lines for s in planned),
+        bad_rows=tuple(requests.bad_rows), n_bad_rows=requests.n_bad_rows,
+        input_expected=sum(s.input_expected for s in planned), input_bound=sum(s.input_bound for s in planned),
+        output_expected=shards.output_expected, output_bound=sum(s.output_bound for s in planned),
+        tokens_kind=expected.tokens_kind, tokens_by=expected.tokens_by, output_basis=expected.output_basis,
         expected_micros=sum(s.expected_micros for s in planned), worst_micros=sum(s.worst_micros for s in planned),
-        standard_micros=None if standard is None else shards.standard_micros, attempts=job.attempts, shards=planned,
-        offers=offers, rows_blob=rows_blob, shard_ids=tuple(shards.ids),
+        standard_micros=None if setup.standard is None else shards.standard_micros, attempts=job.attempts,
+        shards=planned, offers=setup.offers, rows_blob=rows_blob, shard_ids=tuple(shards.ids),
         source_fingerprint=fingerprint_of(job, source.fingerprint()), source_as_of=now, created_at=now,
     )  # fmt: skip
     return Prepared(made, tuple(zip(shards.ids, map(_uint32, shards.weights), strict=True)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    """What is settled before the first row is read."""
+
+    job: Job
+    source: str
+    provider: str
+    endpoint: str
+    around_bytes: int  # what stands around a body on the wire, newline included
+    offers: tuple[Offer, ...]
+    price: Price
+    standard: Price | None
+    renderer: Renderer
+    counter: Counter
+    expected: Expectation
+    room: Room
+    mark: MarkClass
+    known: Known
+    blobs: Blobs
+
+
+def _set_up(
+    job: Job, source: RowSource, provider: Provider, blobs: Blobs, known: Known, price_of: Callable[[Tier], Price],
+    earlier: Earlier | None,
+) -> _Setup:  # fmt: skip
+    limits = provider.limits(job.model)
+    offers = offers_for(job, provider.name, limits, price_of)
+    price = choose(job, offers).price
+    assert price is not None
+    renderer, measuring = compile_job(job), counter(provider.name, job.model)
+    _check_columns(job, source, renderer)
+    return _Setup(
+        job=job, source=source.name, provider=provider.name, endpoint=endpoint(job),
+        # Every body goes over the wire as it is (providers/conformance.py), so this is the same for all of them.
+        around_bytes=len(provider.encode(_CUSTOM_ID, b"", endpoint(job))) + 1,
+        offers=offers, price=price, standard=next((o.price for o in offers if o.tier is Tier.STANDARD), None),
+        renderer=renderer, counter=measuring, expected=expect(job, measuring, earlier),
+        room=room_for(job, provider.name, limits), mark=provider.mark, known=known, blobs=blobs,
+    )  # fmt: skip
+
+
 def _check_columns(job: Job, source: RowSource, renderer: Renderer) -> None:
     """Raises SourceError with every column that is asked for and not there."""
-    asked = [("source.key", job.source.key), *((("shard.by", job.shard.by),) if job.shard.by else ())]
+    asked = [("source.key", job.source.key), *([("shard.by", job.shard.by)] if job.shard.by else [])]
     asked += [("prompt", column) for column, _ in renderer.missing(source.columns)]
     problems = [
         Problem(source.name, None, None, where, f"there is no column '{name}'{did_you_mean(name, source.columns)}")
@@ -194,21 +205,16 @@ class _Request(NamedTuple):
     identity: bytes
     body: bytes
     texts: tuple[str, ...]
-    n_bytes: int  # of its line as it goes over the wire
     group: str | None  # the value of `shard.by`
 
 
 class _Requests:
     """Rows become requests; those that cannot are kept, each with its reason."""
 
-    def __init__(self, job: Job, source: str, provider: Provider, renderer: Renderer, room: Room) -> None:
-        self.job, self.source, self.n_rows, self.n_bad_rows = job, source, 0, 0
+    def __init__(self, setup: _Setup) -> None:
+        self.n_rows = self.n_bad_rows = 0
         self.bad_rows: list[BadRow] = []
-        self._provider, self._renderer, self._room = provider.name, renderer, room
-        self._endpoint = endpoint(job)
-        # A body goes over the wire as it is (conformance.py), so what stands around it is as long for every one.
-        self._around = len(provider.encode(_CUSTOM_ID, b"", self._endpoint)) + 1
-        self._names = sorted(renderer.columns)
+        self._setup, self._job, self._names = setup, setup.job, sorted(setup.renderer.columns)
         self._lines: dict[bytes, int] = {}  # digest of a key -> the line it stands on
         self._digest = sha256()
 
@@ -217,41 +223,44 @@ class _Requests:
         """sha256 over key and request of every good row, in order."""
         return self._digest.digest()
 
-    def of(self, batch: RowBatch) -> list[_Request]:
-        """The requests of a batch's good rows."""
+    def of(self, batch: RowBatch) -> Iterator[list[_Request]]:
+        """The requests of a batch's good rows, in pieces of some megabytes."""
         n = len(batch.lines)
         self.n_rows += n
         columns = [batch.columns[name] for name in self._names]
-        values: Iterable[tuple[Any, ...]] = zip(*columns, strict=True) if columns else repeat((), n)
-        groups = batch.columns[self.job.shard.by] if self.job.shard.by else repeat(None, n)
-        found = []
-        for line, value, group, row in zip(
-            batch.lines, batch.columns[self.job.source.key], groups, values, strict=True
-        ):
+        rows: Iterable[tuple[Any, ...]] = zip(*columns, strict=True) if columns else repeat((), n)
+        groups = batch.columns[self._job.shard.by] if self._job.shard.by else repeat(None, n)
+        found: list[_Request] = []
+        n_bytes = 0
+        for line, value, group, row in zip(batch.lines, batch.columns[self._job.source.key], groups, rows, strict=True):
             key = None
             try:
                 key = _key(value)
-                found.append(self._request(line, key, group, dict(zip(self._names, row, strict=True))))
+                request = self._request(line, key, group, dict(zip(self._names, row, strict=True)))
             except RowProblem as problem:
                 self._refuse(BadRow(line, key, str(problem)))
-        self._digest.update(b"".join([b"%d:%b%b" % (len(k := r.key.encode()), k, r.identity) for r in found]))
-        return found
+                continue
+            found.append(request)
+            n_bytes += len(request.body)
+            if n_bytes > _PIECE_BYTES:
+                yield found
+                found, n_bytes = [], 0
+        yield found
 
     def _request(self, line: int, key: str, group: object, row: Mapping[str, Any]) -> _Request:
         """Raises RowProblem."""
-        first = self._lines.setdefault(sha256(key.encode()).digest()[:16], line)
+        setup, name = self._setup, key.encode()
+        first = self._lines.setdefault(sha256(name).digest()[:16], line)
         if first != line:
             raise RowProblem(f"the key stands on line {first} already; a key names one row")
-        body, texts = self._renderer.render(row)
-        n_bytes, most = self.line_bytes(body), self._room.max_line_bytes
+        body, texts = setup.renderer.render(row)
+        n_bytes, most = len(body) + setup.around_bytes, setup.room.max_line_bytes
         if n_bytes > most:
-            raise RowProblem(f"the request is {n_bytes:,} bytes long; {self._provider} takes at most {most:,}")
-        identity = identity_of(request_key(body, self.job.model, self._endpoint), self.job, key)
-        where = None if self.job.shard.by is None else "" if group is None else str(group)
-        return _Request(key, identity, body, texts, n_bytes, where)
-
-    def line_bytes(self, body: bytes) -> int:
-        return len(body) + self._around
+            raise RowProblem(f"the request is {n_bytes:,} bytes long; {setup.provider} takes at most {most:,}")
+        identity = identity_of(request_key(body, self._job.model, setup.endpoint), self._job, key)
+        self._digest.update(b"%d:%b%b" % (len(name), name, identity))
+        where = None if self._job.shard.by is None else "" if group is None else str(group)
+        return _Request(key, identity, body, texts, where)
 
     def _refuse(self, row: BadRow) -> None:
         self.n_bad_rows += 1
@@ -271,89 +280,105 @@ def _key(value: object) -> str:
 
 @dataclass(slots=True)
 class _Shard:
-    """A shard that still takes lines. Those of the batch at hand wait in `pending`, all others are in the file."""
+    """A shard that still takes lines. What came since the last `write` waits in `pending`, all else is in the file."""
 
     ordinal: int
     group: str | None
     path: Path
-    pending: list[bytes] = field(default_factory=list)
+    around_bytes: int
+    weights: array[int]  # by line: how many rows wait for it
+    n_lines: int = 0
+    n_bytes: int = 0  # as it goes over the wire
+    n_tokens: int = 0  # at their bound
+    pending: list[tuple[bytes, bytes, int, int]] = field(default_factory=list)  # body, identity, expected, bound
     identities: bytearray = field(default_factory=bytearray)  # 16 bytes a line
     lengths: array[int] = field(default_factory=lambda: array("I"))  # of each line in the file
     expected: array[int] = field(default_factory=lambda: array("q"))
     bounds: array[int] = field(default_factory=lambda: array("q"))
-    n_bytes: int = 0  # as it goes over the wire
-    n_tokens: int = 0  # at their bound
 
-    @property
-    def n_lines(self) -> int:
-        return len(self.lengths)
+    def fits(self, body: bytes, bound: int, room: Room, full: int) -> bool:
+        return (
+            self.n_lines < full
+            and self.n_bytes + len(body) + self.around_bytes <= room.max_bytes
+            and (room.max_tokens is None or self.n_tokens + bound <= room.max_tokens)
+        )
 
-    def append(self, body: bytes, n_bytes: int, identity: bytes, expected: int, bound: int) -> None:
-        self.pending.append(body)
-        self.identities += identity
-        self.lengths.append(len(body) + 1)
-        self.expected.append(expected)
-        self.bounds.append(bound)
-        self.n_bytes += n_bytes
+    def append(self, body: bytes, identity: bytes, expected: int, bound: int) -> None:
+        self.n_lines += 1
+        self.n_bytes += len(body) + self.around_bytes
         self.n_tokens += bound
+        self.pending.append((body, identity, expected, bound))
 
     def write(self) -> None:
-        if self.pending:
-            with self.path.open("ab") as file:  # opened anew each time: many may be open at once
-                file.write(b"\n".join([*self.pending, b""]))
-            self.pending.clear()
+        if not self.pending:
+            return
+        bodies, identities, expected, bounds = zip(*self.pending, strict=True)
+        with self.path.open("ab") as file:  # opened anew each time, for many shards may be open
+            file.write(b"\n".join([*bodies, b""]))
+        self.lengths.extend([len(body) + 1 for body in bodies])
+        self.identities += b"".join(identities)
+        self.expected.extend(expected)
+        self.bounds.extend(bounds)
+        self.weights.frombytes(bytes(4 * len(bodies)))
+        self.pending.clear()
+
+    def cut(self, keep: int) -> Iterator[tuple[bytes, bytes, int, int]]:
+        """Take the lines after the first `keep` out."""
+        with self.path.open("r+b") as file:
+            file.seek(sum(self.lengths[:keep]))
+            for line in range(keep, self.n_lines):
+                identity = bytes(self.identities[16 * line : 16 * line + 16])
+                yield file.read(self.lengths[line])[:-1], identity, self.expected[line], self.bounds[line]
+            file.truncate(sum(self.lengths[:keep]))
+        self.n_bytes -= sum(self.lengths[keep:]) + (self.n_lines - keep) * (self.around_bytes - 1)
+        self.n_tokens -= sum(self.bounds[keep:])
+        self.n_lines = keep
+        del self.lengths[keep:], self.identities[16 * keep :], self.expected[keep:], self.bounds[keep:]
 
 
 class _Shards:
-    """New requests are written to shard files, in order and within every limit."""
+    """Finds where each request is answered; new ones are written to shard files, in order and within every limit.
 
-    def __init__(
-        self, requests: _Requests, room: Room, sizes: Sizes, expected: Expectation, price: Price,
-        standard: Price | None, known: Known, blobs: Blobs, folder: Path,
-    ) -> None:  # fmt: skip
+    A place is one integer: the shard's ordinal and the line.
+    """
+
+    def __init__(self, setup: _Setup, folder: Path) -> None:
+        self.n_duplicates = self.n_reused = self.output_expected = self.standard_micros = 0
         self.ids: list[str] = []  # by ordinal; that of a new shard is known once it is closed
         self.weights: list[array[int]] = []  # by ordinal, by line
         self.moves: dict[int, tuple[int, int]] = {}  # ordinal -> first line that moved, and the ordinal it moved to
-        self.output_expected = self.standard_micros = 0
-        self._requests, self._room, self._sizes, self._expected = requests, room, sizes, expected
-        self._price, self._standard, self._known, self._blobs, self._folder = price, standard, known, blobs, folder
-        self._job = requests.job
+        self._setup, self._job, self._folder = setup, setup.job, folder
+        self._sizes = Sizes(setup.room.max_lines, setup.mark)
+        self._places: dict[bytes, int] = {}  # by identity
         self._open: dict[str | None, _Shard] = {}
-        self._reused: dict[str, int] = {}
+        self._reused: dict[str, int] = {}  # ordinals of older shards
         self._closed: dict[int, PlannedShard] = {}
 
-    def reuse(self, shard: str, line: int) -> int:
-        """The place of a request that an older shard answers."""
-        if shard not in self._reused:
-            self._reused[shard] = self._next(shard, self._known.n_lines[shard])
-        return self._reused[shard] << 32 | line
-
-    def add(self, request: _Request, tokens: Tokens) -> int:
-        """The place of a new request. Closes shards that are full before it."""
-        shard = self._open.get(request.group)
-        while shard and not self._fits(shard, request, tokens):
-            shard = self._close(shard, last=False)
-        if shard is None:
-            shard = self._begin(request.group)
-        shard.append(request.body, request.n_bytes, request.identity, tokens.expected, tokens.bound)
-        weights = self.weights[shard.ordinal]
-        weights.append(0)
-        return shard.ordinal << 32 | len(weights) - 1
-
-    def write(self) -> None:
-        """Everything added so far goes to the files."""
+    def answer(self, wanted: Sequence[_Request]) -> list[int]:
+        """The place of each request."""
+        setup, places = self._setup, self._places
+        fresh: dict[bytes, _Request] = {}
+        for request in wanted:
+            if request.identity in places or request.identity in fresh:
+                self.n_duplicates += 1
+            elif answered := setup.known.get(request.identity):
+                self.n_reused += 1
+                places[request.identity] = self._reuse(*answered)
+            else:
+                fresh[request.identity] = request
+        measured = setup.counter.measure([request.texts for request in fresh.values()], setup.renderer.fixed_bytes)
+        for request, tokens in zip(fresh.values(), setup.expected.input(measured), strict=True):
+            places[request.identity] = self._add(request, tokens)
         for shard in self._open.values():
             shard.write()
-
-    def weigh(self, places: Iterable[int]) -> None:
-        """One more row waits for each of these."""
-        weights = self.weights
-        for place in places:
-            weights[place >> 32][place & _LINE] += 1
+        answers = [places[request.identity] for request in wanted]
+        for place in answers:
+            self.weights[place >> 32][place & _LINE] += 1
+        return answers
 
     def finish(self) -> tuple[PlannedShard, ...]:
         """All new shards, in order."""
-        for shard in sorted(self._open.values(), key=lambda shard: shard.n_lines):  # small ones can be cut least
+        for shard in sorted(self._open.values(), key=lambda shard: shard.n_lines):  # small ones can be divided least
             self._close(shard, last=True)
         for ordinal, (first, other) in sorted(self.moves.items()):
             for line, weight in enumerate(self.weights[ordinal][first:]):
@@ -361,21 +386,29 @@ class _Shards:
             del self.weights[ordinal][first:]
         return tuple(shard for _, shard in sorted(self._closed.items()))
 
-    def _fits(self, shard: _Shard, request: _Request, tokens: Tokens) -> bool:
-        room = self._room
-        return (
-            shard.n_lines < self._sizes.full
-            and shard.n_bytes + request.n_bytes <= room.max_bytes
-            and (room.max_tokens is None or shard.n_tokens + tokens.bound <= room.max_tokens)
-        )
+    def _reuse(self, shard: str, line: int) -> int:
+        if shard not in self._reused:
+            self._reused[shard] = self._next(shard, self._setup.known.n_lines[shard])
+        return self._reused[shard] << 32 | line
+
+    def _add(self, request: _Request, tokens: Tokens) -> int:
+        """The place of a new request, after closing the shard that is full before it."""
+        shard = self._open.get(request.group)
+        while shard and not shard.fits(request.body, tokens.bound, self._setup.room, self._sizes.full):
+            shard = self._close(shard, last=False)
+        if shard is None:
+            shard = self._begin(request.group)
+        shard.append(request.body, request.identity, tokens.expected, tokens.bound)
+        return shard.ordinal << 32 | shard.n_lines - 1
 
     def _begin(self, group: str | None) -> _Shard:
         if len(self._open) == MAX_GROUPS:
             found = f"more than {MAX_GROUPS} different values of '{self._job.shard.by}', and each is a batch of its own"
-            problem = Problem(self._requests.source, None, None, "shard.by", found)
+            problem = Problem(self._setup.source, None, None, "shard.by", found)
             raise SourceError([problem], hint="name a column with fewer values; nothing was sent")
         ordinal = self._next("", 0)
-        self._open[group] = _Shard(ordinal, group, self._folder / str(ordinal))
+        path = self._folder / str(ordinal)
+        self._open[group] = _Shard(ordinal, group, path, self._setup.around_bytes, self.weights[ordinal])
         return self._open[group]
 
     def _next(self, name: str, n_lines: int) -> int:
@@ -387,43 +420,32 @@ class _Shards:
         """Close a shard; the one that took lines over from it, if there is one."""
         shard.write()
         del self._open[shard.group]
+        rest = None
         keep = self._sizes.cut(shard.n_lines, last=last)
-        rest = self._carry(shard, keep) if keep < shard.n_lines else None
+        if keep < shard.n_lines:
+            rest = self._begin(shard.group)
+            for line in shard.cut(keep):
+                rest.append(*line)
+            rest.write()
+            self.moves[shard.ordinal] = (keep, rest.ordinal)  # rows that wait for them are told at the end
         self._sizes.take(keep)
-        self._seal(shard)
-        if rest and last:
-            return self._close(rest, last=True)
-        return rest
+        self._closed[shard.ordinal] = self._sealed(shard)
+        self.ids[shard.ordinal] = self._closed[shard.ordinal].id
+        return self._close(rest, last=True) if rest and last else rest
 
-    def _carry(self, shard: _Shard, keep: int) -> _Shard:
-        """Move the lines after the first `keep` to a new shard. Rows that wait for them are told at the end."""
-        rest = self._begin(shard.group)
-        self.moves[shard.ordinal] = (keep, rest.ordinal)
-        with shard.path.open("r+b") as file:
-            file.seek(sum(shard.lengths[:keep]))
-            for line, body in enumerate(file.read()[:-1].split(b"\n"), keep):
-                identity = bytes(shard.identities[16 * line : 16 * line + 16])
-                rest.append(body, self._requests.line_bytes(body), identity, shard.expected[line], shard.bounds[line])
-                self.weights[rest.ordinal].append(0)
-            file.truncate(sum(shard.lengths[:keep]))
-        del shard.lengths[keep:], shard.identities[16 * keep :], shard.expected[keep:], shard.bounds[keep:]
-        shard.n_bytes -= rest.n_bytes
-        return rest
-
-    def _seal(self, shard: _Shard) -> None:
-        n, most = shard.n_lines, self._job.max_output_tokens
-        requests_blob = self._blobs.adopt(shard.path)
-        name = shard_id(self._job.name, requests_blob, bytes(shard.identities), self._known.n_lines)
-        n_output = self._expected.output(n)
+    def _sealed(self, shard: _Shard) -> PlannedShard:
+        job, setup, n = self._job, self._setup, shard.n_lines
+        requests_blob = setup.blobs.adopt(shard.path)
+        n_output = setup.expected.output(n)
         self.output_expected += n_output
-        if self._standard:
-            self.standard_micros += expected_micros(shard.expected, n_output, self._standard)
-        self.ids[shard.ordinal] = name
-        self._closed[shard.ordinal] = PlannedShard(
-            id=name, n_lines=n, n_bytes=shard.n_bytes, requests_blob=requests_blob, manifest_blob=self._manifest(shard),
-            input_expected=sum(shard.expected), input_bound=sum(shard.bounds), output_bound=n * most,
-            expected_micros=expected_micros(shard.expected, n_output, self._price),
-            worst_micros=bound_micros(shard.bounds, most, self._price), by=shard.group,
+        if setup.standard:
+            self.standard_micros += expected_micros(shard.expected, n_output, setup.standard)
+        return PlannedShard(
+            id=shard_id(job.name, requests_blob, bytes(shard.identities), setup.known.n_lines), n_lines=n,
+            n_bytes=shard.n_bytes, requests_blob=requests_blob, manifest_blob=self._manifest(shard),
+            input_expected=sum(shard.expected), input_bound=shard.n_tokens, output_bound=n * job.max_output_tokens,
+            expected_micros=expected_micros(shard.expected, n_output, setup.price),
+            worst_micros=bound_micros(shard.bounds, job.max_output_tokens, setup.price), by=shard.group,
         )  # fmt: skip
 
     def _manifest(self, shard: _Shard) -> str:
@@ -437,7 +459,7 @@ class _Shards:
         ]
         path = shard.path.with_suffix(".parquet")
         pq.write_table(pa.Table.from_arrays(columns, schema=MANIFEST), path, compression="zstd", compression_level=1)
-        return self._blobs.adopt(path)
+        return self._setup.blobs.adopt(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows

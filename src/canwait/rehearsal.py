@@ -16,7 +16,7 @@ from .clock import SystemClock
 from .providers.own import Own
 from .simulator import AnswerFn, ScaledClock, Scenario, Simulator, schema_answer
 
-SPEED = 3600  # an hour of the provider's time is a second here
+SPEED = 14_400  # four hours of the provider's time are a second here
 
 
 @contextmanager

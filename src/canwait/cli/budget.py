@@ -60,6 +60,7 @@ def _json(b: views.BudgetView) -> dict[str, Any]:
         "free_usd": usd(b.free_micros),
         "spent_tokens": b.spent_tokens,
         "held_tokens": b.held_tokens,
+        "free_tokens": b.free_tokens,
         "frozen": b.frozen,
     }
 

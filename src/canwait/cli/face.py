@@ -34,8 +34,7 @@ class Face:
     def show(self, schema: str, value: Mapping[str, Any], text: str) -> None:
         """The answer: one versioned object with --json, else the text."""
         if self.as_json:
-            simulated = {"simulated": True} if self.simulated else {}
-            click.echo(json.dumps({"schema": schema, **simulated, **value}, ensure_ascii=False))
+            click.echo(json.dumps({"schema": schema, "simulated": self.simulated, **value}, ensure_ascii=False))
         else:
             click.echo(f"SIMULATED\n{text}" if self.simulated else text)
 
@@ -78,10 +77,11 @@ def options(*, spends: bool = False) -> Callable[[F], F]:
 
 def report(error: CanwaitError) -> None:
     """An error on stderr: words and the way out, or RFC 9457 problem details with --json."""
-    if Face.current and Face.current.as_json:
+    face = Face.current or Face()
+    if face.as_json:
         click.echo(json.dumps(error.problem, ensure_ascii=False), err=True)
         return
-    click.echo(f"error: {error}", err=True)
+    click.echo(f"{'SIMULATED  ' if face.simulated else ''}error: {error}", err=True)
     if error.own_hint:
         click.echo(f"hint: {error.own_hint}", err=True)
 

@@ -58,7 +58,8 @@ def plan(face: Face, spec: str, exit_code: bool, sim: bool) -> None:
         for name in ("expected", "worst", "standard"):
             micros = getattr(planned.value, f"{name}_micros")
             value[f"{name}_usd"] = None if micros is None else format_usd(micros)
-        face.show("canwait.plan/1", value, planned.explain())
+        run = f"canwait run --plan {planned.id}"
+        face.show("canwait.plan/1", value, planned.explain().replace(run, f"{run} --sim" if sim else run))
         if planned.value.n_bad_rows:
             face.note(f"{planned.value.n_bad_rows} rows cannot be sent; `run` refuses until they are mended")
             raise click.exceptions.Exit(2)
@@ -66,7 +67,7 @@ def plan(face: Face, spec: str, exit_code: bool, sim: bool) -> None:
 
 
 @click.command()
-@click.argument("spec", metavar="JOB.YAML")
+@click.argument("spec", metavar="[JOB.YAML]", required=False)
 @click.option("--plan", "plan_id", metavar="ID", help="Run exactly this plan; refuse if anything has changed.")
 @click.option("--budget", "budget_usd", metavar="USD", help="The job's limit, instead of the job file's.")
 @click.option(
@@ -78,7 +79,7 @@ def plan(face: Face, spec: str, exit_code: bool, sim: bool) -> None:
 @options(spends=True)
 def run(
     face: Face,
-    spec: str,
+    spec: str | None,
     plan_id: str | None,
     budget_usd: str | None,
     only: str | None,
@@ -86,14 +87,21 @@ def run(
     sim: bool,
     scenario: str | None,
 ) -> None:
-    """Run a job to its end, or go on with it. Running again resumes, and pays for nothing twice."""
+    """Run a job to its end, or go on with it. Running again resumes, and pays for nothing twice.
+
+    With --plan the job file may be left out: it is the one that was planned.
+    """
+    if spec is None and plan_id is None:
+        raise click.UsageError("name a JOB.YAML, or a plan with --plan ID")
+    until_s = _duration(timeout) if timeout else None
     with opened(face, sim, scenario) as client:
-        job = _budgeted(client, spec, budget_usd)
+        job = _budgeted(client.job(spec) if spec is not None else client.planned(plan_id or ""), budget_usd)
+        rehearsed = " --sim" if face.simulated else ""
         face.goes_on = (
             "interrupted; what was already sent goes on at the provider, and nothing is lost.\n"
-            f"  go on:  canwait run {spec}\n  stop:   canwait cancel {job.name}"
+            f"  go on:  canwait run {spec or f'--plan {plan_id}'}{rehearsed}\n  stop:   canwait cancel {job.name}{rehearsed}"
         )
-        until = client.clock.now() + timedelta(seconds=_duration(timeout)) if timeout else None
+        until = None if until_s is None else client.clock.now() + timedelta(seconds=until_s)
         from .progress import progress
 
         with progress(face, client, job.name) as watch:
@@ -102,10 +110,9 @@ def run(
         raise click.exceptions.Exit(_ending(figures))
 
 
-def _budgeted(client: Client, spec: str, budget_usd: str | None) -> JobHandle:
+def _budgeted(job: JobHandle, budget_usd: str | None) -> JobHandle:
     from dataclasses import replace
 
-    job = client.job(spec)
     if budget_usd is not None:
         micros = usd_option(budget_usd, "--budget")
         job.value = replace(job.value, budget=replace(job.value.budget, micros=micros))
@@ -232,7 +239,7 @@ def _listing(found: list[views.Figures]) -> str:
             f.state.value,
             f.job,
             f"{f.ok} / {f.rows}",
-            f"{money(f.confirmed_micros)} / {money(f.limit_micros) if f.limit_micros else '-'}",
+            f"{money(f.confirmed_micros)} / {money(f.limit_micros) if f.limit_micros is not None else '-'}",
             printable(f.paused or (f.blocked[0] if f.blocked else f.reason)),
         )
         for f in found
@@ -312,15 +319,9 @@ def _reasons(figures: views.Figures, shards: list[views.ShardView], causes: dict
 def cancel(face: Face, job: str, sim: bool) -> None:
     """Send nothing more of a job and stop what is on its way. Finished rows are kept, and paid."""
     with opened(face, sim) as client:
-        client.ledger.cancel_job(job, client.clock.now())
-        client.engine.tick(job)
-        figures = views.figures(client.ledger, job)
-        goes_on = (
-            ""
-            if figures.finished
-            else "\n  batches on their way are being stopped; `canwait run` again collects what they finished"
-        )
-        face.show("canwait.run/1", figures_json(figures), summary(figures) + goes_on)
+        figures = client.cancel(job)
+        stopping = "\n  batches on their way are being stopped; `canwait run` again collects what they finished"
+        face.show("canwait.run/1", figures_json(figures), summary(figures) + ("" if figures.finished else stopping))
 
 
 @click.command()
@@ -377,6 +378,7 @@ def events(face: Face, since: int, job: str | None, limit: int, sim: bool) -> No
             for event in found:
                 value = {
                     "schema": "canwait.event/1",
+                    "simulated": face.simulated,
                     "seq": event.seq,
                     "id": event.id,
                     "at": event.at.isoformat(),

@@ -99,6 +99,11 @@ class Body:
             yield piece
 
 
+def _is_near(host: str) -> bool:
+    """Whether a host name or address means this machine."""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
 def json_body(value: Json) -> Body:
     return Body(lambda: iter([json.dumps(value, separators=(",", ":")).encode()]))
 
@@ -144,9 +149,13 @@ class Wire:
         return f"Wire({self.provider!r}, {self.host!r})"
 
     def account(self, *scope: str | None) -> str:
-        """Tells accounts apart without telling the key."""
+        """Tells accounts apart without telling the key.
+
+        On this machine the port is no part of it: a server here that is started again is often found at another one.
+        """
+        host = self.host.rpartition(":")[0] or self.host if _is_near(self._client.base_url.host) else self.host
         digest = hashlib.sha256("\0".join([self._key, *(s or "" for s in scope)]).encode()).hexdigest()
-        return f"{self.host}#{digest[:12]}"
+        return f"{host}#{digest[:12]}"
 
     def call(
         self,

@@ -1,0 +1,1 @@
+"""The first minute: support messages written for canwait, and the job that sorts them."""
