@@ -3,8 +3,9 @@
     python benchmarks/plan_short_rows.py [--rows 100000] [--runs 3] [--profile]
 
 Rows are a system line and about 115 characters, at most 64 tokens of answer. Every run is a process of its own; CPU is
-user + system of the whole process, and "above 1 row" takes away what importing and one row cost. The baseline reads with
-csv.DictReader, renders with Jinja, encodes with json.dumps and writes: no checks, no keys, no dedupe, no tokens, no fsync.
+user + system of the whole process, and "above 1 row" takes away what importing and one row cost. The baseline reads
+with csv.DictReader, renders with Jinja, encodes with json.dumps and writes: it checks no key, finds no duplicate, counts
+no token and syncs no file.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ USER = "Message: {{ message }}"
 MODEL = "gpt-4o-mini"
 MAX_OUTPUT_TOKENS = 64
 WORDS = (
-    "the invoice I was charged twice for my account cannot log in since update app crashes when opening settings please "
-    "help refund password reset email never arrives order number delivery late broken screen button does nothing thanks"
+    "the invoice I was charged twice for my account cannot log in since update app crashes when opening settings help "
+    "please refund password reset email never arrives order number delivery late broken screen button does nothing thanks"
 ).split()
 
 
@@ -61,7 +62,8 @@ def compare(folder: Path, n_rows: int, n_runs: int) -> None:
     cases = [(what, n) for n in (1, 10_000, n_rows) for what in ("plan", "naive")]
     runs = {case: [measure(folder, *case) for _ in range(n_runs)] for case in cases}
     mid = {case: {name: median(run[name] for run in found) for name in found[0]} for case, found in runs.items()}
-    print(f"medians of {n_runs} runs\n{'':8}{'rows':>9}{'CPU s':>8}{'wall s':>8}{'peak MB':>9}{'CPU s above 1 row':>19}{'rows/CPU s':>12}")
+    print(f"medians of {n_runs} runs")
+    print(f"{'':8}{'rows':>9}{'CPU s':>8}{'wall s':>8}{'peak MB':>9}{'CPU s above 1 row':>19}{'rows/CPU s':>12}")
     for what, n in cases:
         m = mid[what, n]
         above = m["cpu_s"] - mid[what, 1]["cpu_s"]
@@ -70,7 +72,8 @@ def compare(folder: Path, n_rows: int, n_runs: int) -> None:
     above = {what: mid[what, n_rows]["cpu_s"] - mid[what, 1]["cpu_s"] for what in ("plan", "naive")}
     growth = mid["plan", n_rows]["peak_mb"] - mid["plan", 10_000]["peak_mb"]
     print(f"naive / plan, CPU above 1 row: {above['naive'] / above['plan']:.2f}x")
-    print(f"peak RSS from 10,000 to {n_rows:,} rows: +{growth:.1f} MB = {growth * 1e6 / max(1, n_rows - 10_000):.0f} bytes a row")
+    each = growth * 1e6 / max(1, n_rows - 10_000)
+    print(f"peak RSS from 10,000 to {n_rows:,} rows: +{growth:.1f} MB = {each:.0f} bytes a row")
 
 
 def measure(folder: Path, what: str, n_rows: int) -> dict[str, float]:
@@ -100,7 +103,8 @@ def plan(folder: Path, n_rows: int) -> None:
     )  # fmt: skip
 
     def price_of(tier: Tier) -> Price:
-        return Price("openai", MODEL, tier, Decimal("0.075"), Decimal("0.3"), None, None, "benchmark", date(2026, 11, 21))
+        rates = Decimal("0.075"), Decimal("0.3"), None, None
+        return Price("openai", MODEL, tier, *rates, "stated for this benchmark", date(2026, 11, 21))
 
     with tempfile.TemporaryDirectory(dir=folder) as blobs_folder:
         blobs = Blobs(Path(blobs_folder))
@@ -117,7 +121,8 @@ def naive(folder: Path, n_rows: int) -> None:
     import jinja2
 
     template = jinja2.Environment(autoescape=False).from_string(USER)
-    with (folder / f"{n_rows}.csv").open(newline="", encoding="utf-8") as source, tempfile.TemporaryFile("w", dir=folder) as out:
+    path = folder / f"{n_rows}.csv"
+    with path.open(newline="", encoding="utf-8") as source, tempfile.TemporaryFile("w", dir=folder) as out:
         for row in csv.DictReader(source):
             messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": template.render(**row)}]
             body = {"model": MODEL, "messages": messages, "max_completion_tokens": MAX_OUTPUT_TOKENS}

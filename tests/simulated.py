@@ -191,14 +191,20 @@ class Desk:
             command, cwd=self.folder, env=full, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
         )
 
-    def write(self, n: int = 12, *, name: str = "job.yaml", rows: str = "rows.csv", **fields: Any) -> Path:
-        """A job file and `n` rows beside it, of which the last repeats the first; a field of None is left out."""
+    def write(self, n: int = 12, name: str = "job", **fields: Any) -> Path:
+        """A job file, NAME.yaml, and `n` rows, of which the last repeats the first; a field of None is left out.
+
+        The job is called `labels` if it is the only one, else as its file.
+        """
         text = [f"{i:06d},message {i % (n - 1) if n > 1 else i} with “quotes”\n" for i in range(n)]
-        (self.folder / rows).write_text("id,text\n" + "".join(text), encoding="utf-8")
+        (self.folder / "rows.csv").write_text("id,text\n" + "".join(text), encoding="utf-8")
+        return self.write_job(name, **fields)
+
+    def write_job(self, name: str = "job", **fields: Any) -> Path:
         job = {
             "version": 1,
-            "name": "labels",
-            "source": {"uri": rows, "key": "id"},
+            "name": "labels" if name == "job" else name,
+            "source": {"uri": "rows.csv", "key": "id"},
             "model": "openai/gpt-6-luna",
             "prompt": "Classify: {{ text }}",
             "output": LABEL,
@@ -207,7 +213,7 @@ class Desk:
             "budget": {"usd": 1},
             "load": "labels.parquet",
         } | fields
-        path = self.folder / name
+        path = self.folder / f"{name}.yaml"
         path.write_text(json.dumps({k: v for k, v in job.items() if v is not None}, ensure_ascii=False), "utf-8")
         return path
 
@@ -236,7 +242,7 @@ def desk(
         folder=folder / "provider", keys=keys,
     )  # fmt: skip
     home = folder / "desk"
-    home.mkdir()
+    home.mkdir(parents=True)
     with simulator.serve() as url:
         env = {
             "OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "key", "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "key",

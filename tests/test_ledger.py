@@ -7,6 +7,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -528,11 +529,11 @@ def test_a_refused_shard_gives_its_money_back(opened: Ledger) -> None:
     assert opened.next_due("job") == (None, 0)
 
 
-def test_a_dropped_shard_never_held_anything(opened: Ledger) -> None:
+def test_a_dropped_shard_never_held_anything(opened: Ledger, ledger_url: str) -> None:
     """A shard given up before it was sent ends its rows and moves no money."""
     opened.dropped(claimed(opened), settlement([Outcome.CANCELLED] * 3, confirmed=0, tokens=0), NOW)
     assert (state(opened, "s1"), vector(opened, "s1")) == (S.CANCELLED, [Outcome.CANCELLED] * 3)
-    assert opened.query("entries", budget="job:job") == []
+    assert dump(ledger_url)["entry"] == []
 
 
 def test_a_second_batch_of_one_token_is_held_whatever_the_limit_says(opened: Ledger) -> None:

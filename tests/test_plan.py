@@ -136,6 +136,7 @@ def test_equal_sizes_are_those_that_cannot_be_divided(max_lines: int, shards: li
     for n, last in shards:
         keep = sizes.cut(n, last=last)
         assert 1 <= keep <= n
+        assert not last or n - keep != keep
         parts = [keep, n - keep] if last and keep < n else [keep]
         for part in parts:
             sizes.take(part)

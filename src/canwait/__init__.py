@@ -10,14 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors as errors
+    from .client import Client as Client
+    from .client import Failed as Failed
+    from .client import JobHandle as JobHandle
+    from .client import Ok as Ok
+    from .client import connect as connect
+    from .client import map as map
     from .types import Job as Job
     from .types import Plan as Plan
 
 __version__ = "0.1.0"
 
-__all__ = ["Job", "Plan", "errors"]
+__all__ = ["Client", "Failed", "Job", "JobHandle", "Ok", "Plan", "connect", "errors", "map"]
 
-_HOME = {"Job": "types", "Plan": "types", "errors": "errors"}  # the module each name lives in
+_HOME = {  # the module each name lives in
+    **dict.fromkeys(("Client", "Failed", "JobHandle", "Ok", "connect", "map"), "client"),
+    **dict.fromkeys(("Job", "Plan"), "types"),
+    "errors": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -913,7 +913,8 @@ def _batch_json(batch: Batch) -> str:
 
 
 def _dumps(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    """In the order of the value: that of an output schema's fields is the order of its columns."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
 
 
 def _plain(value: Any) -> Any:

@@ -318,10 +318,6 @@ SELECT COALESCE(SUM(s.confirmed_micros), 0) AS confirmed_micros, COALESCE(SUM(s.
   COALESCE(SUM(CASE WHEN s.batch_id IS NOT NULL THEN 1 ELSE 0 END), 0) AS submissions
 FROM shard s LEFT JOIN intent i ON i.token = s.token AND s.role = 'work' WHERE s.job = :job;
 
--- name: job_shard_states
--- How many shards of a job are in each state.
-SELECT state, role, COUNT(*) AS n, MIN(next_us) AS next_us FROM shard WHERE job = :job GROUP BY state, role;
-
 -- name: answered
 -- What a job's settled shards were billed in output, and for how many lines: what the next plan expects by.
 SELECT COALESCE(SUM(n_lines), 0) AS n, COALESCE(SUM(output_tokens), 0) AS output_tokens,

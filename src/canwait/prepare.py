@@ -243,14 +243,14 @@ class _Requests:
             found.append(request)
             n_bytes += len(request.body)
             if n_bytes > _PIECE_BYTES:
-                yield found
+                yield self._good(found)
                 found, n_bytes = [], 0
-        yield found
+        yield self._good(found)
 
     def _request(self, line: int, key: str, group: object, row: Mapping[str, Any]) -> _Request:
         """Raises RowProblem."""
-        setup, name = self._setup, key.encode()
-        first = self._lines.setdefault(sha256(name).digest()[:16], line)
+        setup = self._setup
+        first = self._lines.setdefault(sha256(key.encode()).digest()[:16], line)
         if first != line:
             raise RowProblem(f"the key stands on line {first} already; a key names one row")
         body, texts = setup.renderer.render(row)
@@ -258,9 +258,12 @@ class _Requests:
         if n_bytes > most:
             raise RowProblem(f"the request is {n_bytes:,} bytes long; {setup.provider} takes at most {most:,}")
         identity = identity_of(request_key(body, self._job.model, setup.endpoint), self._job, key)
-        self._digest.update(b"%d:%b%b" % (len(name), name, identity))
         where = None if self._job.shard.by is None else "" if group is None else str(group)
         return _Request(key, identity, body, texts, where)
+
+    def _good(self, found: list[_Request]) -> list[_Request]:
+        self._digest.update(b"".join([b"%d:%b%b" % (len(k := r.key.encode()), k, r.identity) for r in found]))
+        return found
 
     def _refuse(self, row: BadRow) -> None:
         self.n_bad_rows += 1

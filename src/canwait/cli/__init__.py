@@ -10,7 +10,7 @@ import click
 
 from .. import __version__
 from ..errors import CanwaitError
-from .face import Face, report
+from .face import Face, Usage, report
 
 # verb: (module, what it does); the order is the order of a job's life
 VERBS: dict[str, tuple[str, str]] = {
@@ -47,6 +47,18 @@ class Verbs(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            if near := difflib.get_close_matches(args[0], VERBS, 1):
+                error.message += f" Did you mean '{near[0]}'?"
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
@@ -68,7 +80,10 @@ def main(args: list[str] | None = None) -> None:
     except click.exceptions.Exit as leave:
         code = leave.exit_code
     except click.ClickException as error:
-        error.show()
+        if "--json" in (sys.argv[1:] if args is None else args):
+            report(Usage(error.format_message(), hint="`canwait --help` lists verbs and flags"), as_json=True)
+        else:
+            error.show()
         code = 2
     except CanwaitError as error:
         report(error)

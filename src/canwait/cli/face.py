@@ -75,10 +75,16 @@ def options(*, spends: bool = False) -> Callable[[F], F]:
     return wrap
 
 
-def report(error: CanwaitError) -> None:
+class Usage(CanwaitError):
+    """{message}"""
+
+    exit_code, code = 2, "usage"
+
+
+def report(error: CanwaitError, *, as_json: bool = False) -> None:
     """An error on stderr: words and the way out, or RFC 9457 problem details with --json."""
     face = Face.current or Face()
-    if face.as_json:
+    if as_json or face.as_json:
         click.echo(json.dumps(error.problem, ensure_ascii=False), err=True)
         return
     click.echo(f"{'SIMULATED  ' if face.simulated else ''}error: {error}", err=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -75,7 +76,15 @@ class Own:
         self.name = name
         self.account = name if callable(base_url) else httpx2.URL(base_url).netloc.decode("ascii")
         self._base_url, self._key, self._spool = base_url, key, spool
-        self._concurrency, self._settle_s, self._max_rows, self._timeout_s = concurrency, settle_s, max_rows, timeout_s
+        self._settle_s, self._max_rows, self._timeout_s = settle_s, max_rows, timeout_s
+        near = callable(base_url) or httpx2.URL(base_url).host in _LOOPBACK
+        self._client = httpx2.Client(
+            headers={"user-agent": "canwait", **({"authorization": f"Bearer {key}"} if key else {})},
+            timeout=httpx2.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+            limits=httpx2.Limits(max_keepalive_connections=concurrency),
+            trust_env=not near,  # a proxy cannot reach this machine's own loopback
+        )
+        weakref.finalize(self, self._client.close)
         self._crew = Crew(self._answer, concurrency=concurrency, name=name)
 
     def limits(self, model: str) -> Limits:
@@ -96,48 +105,47 @@ class Own:
 
     def submit(self, shard: ShardFile, guard: Guard) -> Batch:
         folder = Folder(self._spool, shard.token)
-        if folder.exists():
+        with self._disk():
+            new = not folder.exists()
+            if new:
+                self._probe()
             guard()
-        else:
-            self._probe()
-            guard()
-            try:
+            if new:
                 folder.create(self._checked(shard))
-            except OSError as exc:
-                raise self._unwritable(exc) from exc
-        self._crew.start(folder)
-        return self._look(folder)
+            self._crew.start(folder)
+            return self._look(folder)
 
     def find(self, shard: ShardFile) -> Sequence[Batch]:
         folder = Folder(self._spool, shard.token)
-        return [self._look(folder)] if folder.exists() and shard.token not in shard.known else []
+        with self._disk():
+            return [self._look(folder)] if folder.exists() and shard.token not in shard.known else []
 
     def poll(self, batch_id: str) -> Batch:
         folder = self._folder(batch_id)
-        match self._crew.why_stopped(folder):
-            case OSError() as exc:
-                raise self._unwritable(exc) from exc
-            case Exception() as exc:
-                raise exc
-        if not self._crew.has(folder) and not self._look(folder).status.ended:
-            if folder.cancelled:
-                self._end(folder)
-            else:
-                self._probe()
-                self._crew.start(folder)
-        return self._look(folder)
+        with self._disk():
+            if why := self._crew.why_stopped(folder):
+                raise why
+            if not self._crew.has(folder) and not self._look(folder).status.ended:
+                if folder.cancelled:
+                    cancel_unasked(folder)
+                else:
+                    self._probe()
+                    self._crew.start(folder)
+            return self._look(folder)
 
     def results(self, batch: Batch) -> Iterator[bytes]:
-        yield from self._folder(batch.id).output()
+        with self._disk():
+            yield from self._folder(batch.id).output()
 
     def decode(self, line: bytes) -> Answer:
         return _LINES.decode(line)
 
     def cancel(self, batch_id: str) -> None:
         folder = self._folder(batch_id)
-        if not self._look(folder).status.ended:
-            folder.cancel()
-            self._end(folder)
+        with self._disk():
+            if not self._look(folder).status.ended:
+                folder.cancel()
+                cancel_unasked(folder)
 
     # ------------------------------------------------------------------------------------------------------- the folder
 
@@ -162,14 +170,13 @@ class Own:
                 raise Rejected(f"{self.name}: request {line} of {shard.token} has no messages; nothing was sent")
             yield encoded
 
-    def _end(self, folder: Folder) -> None:
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """A disk that is full or broken stops the rows for now; nothing is lost by it but answers that were not written."""
         try:
-            cancel_unasked(folder)
+            yield
         except OSError as exc:
-            raise self._unwritable(exc) from exc
-
-    def _unwritable(self, exc: OSError) -> Busy:
-        return Busy(f"{self.name}: {self._spool} cannot be used: {exc.strerror}; answered rows are kept")
+            raise Busy(f"{self.name}: {self._spool} cannot be used: {exc.strerror or exc}") from exc
 
     # ------------------------------------------------------------------------------------------------------- the server
 
@@ -219,16 +226,6 @@ class Own:
 
     def _base(self) -> str:
         return (self._base_url() if callable(self._base_url) else self._base_url).rstrip("/")
-
-    @cached_property
-    def _client(self) -> httpx2.Client:
-        near = callable(self._base_url) or httpx2.URL(self._base_url).host in _LOOPBACK
-        return httpx2.Client(
-            headers={"user-agent": "canwait", **({"authorization": f"Bearer {self._key}"} if self._key else {})},
-            timeout=httpx2.Timeout(self._timeout_s, connect=CONNECT_TIMEOUT_S),
-            limits=httpx2.Limits(max_keepalive_connections=self._concurrency),
-            trust_env=not near,  # a proxy cannot reach this machine's own loopback
-        )
 
     def _gone(self, exc: httpx2.RequestError) -> Unreachable:
         return Unreachable(f"{self.name} at {self.account}: {type(exc).__name__}: {self._clean(str(exc))}")

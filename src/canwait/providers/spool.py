@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 COMMIT_ROWS, COMMIT_S = 100, 0.5  # one fsync for this many answers, or after this long
-_TOKEN = re.compile(r"[a-z0-9-]+")
+_TOKEN = re.compile(r"[a-z0-9-]{1,63}")
 _ANSWER = re.compile(rb'\{"custom_id":"([a-z0-9-]+)-(\d{1,9})",[^\0]*\}\n')  # NUL: a page lost in a power cut
 _PIECE_BYTES = 1 << 20
 
