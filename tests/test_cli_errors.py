@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -90,7 +89,12 @@ def test_a_missing_column_is_a_planning_error(office: Desk) -> None:
 
 @pytest.mark.parametrize(
     ("load", "word"),
-    [("out.xlsx", ".xlsx"), ("rows.csv", "source"), ("s3://bucket/x.parquet", "files only"), ("rows.csv/x.csv", "folder")],
+    [
+        ("out.xlsx", ".xlsx"),
+        ("rows.csv", "source"),
+        ("s3://bucket/x.parquet", "files only"),
+        ("rows.csv/x.csv", "folder"),
+    ],
 )
 def test_a_target_that_cannot_be_loaded_is_refused_before_money(office: Desk, load: str, word: str) -> None:
     """A target rows could not be loaded into is refused when planning, with 2, not after paying."""
@@ -101,7 +105,12 @@ def test_a_target_that_cannot_be_loaded_is_refused_before_money(office: Desk, lo
 
 def test_an_output_field_may_not_take_the_keys_name(office: Desk) -> None:
     """An output field called as the key column is refused when planning."""
-    output = {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"], "additionalProperties": False}
+    output = {
+        "type": "object",
+        "properties": {"id": {"type": "string"}},
+        "required": ["id"],
+        "additionalProperties": False,
+    }
     office.write(4, output=output)
     refused(office, office.canwait("plan", "job.yaml"), 2, "field id")
 
@@ -328,6 +337,7 @@ def test_a_job_that_must_be_judged_is_not_loaded(office: Desk) -> None:
     office.write(4, quality={"refuse_if_bad_rate": "10%"})
     said = office.run()
     assert (said.code, said.json["state"], said.json["loaded"]) == (3, "gate", None)
+    assert said.problem["code"] == "gate_pending"
     assert not (office.folder / "labels.parquet").exists()
     assert office.canwait("load", "job.yaml").code == 3
 
@@ -352,7 +362,13 @@ def test_rows_may_come_from_a_pipe(office: Desk) -> None:
 
     def pipe() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            piped, cwd=office.folder, env=os.environ | office.env, input=rows, capture_output=True, text=True, check=False
+            piped,
+            cwd=office.folder,
+            env=os.environ | office.env,
+            input=rows,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     said = pipe()
@@ -371,7 +387,11 @@ def test_awkward_text_survives(office: Desk) -> None:
         said = office.run(**echo.env)
     assert said.code == 0, said
     loaded = [json.loads(line) for line in (office.folder / "labels.jsonl").read_text("utf-8").splitlines()]
-    assert [(r["id"], r["output"]) for r in loaded] == [(" 007 ", "كيف حالك"), ("0", 'a "quoted", one'), ("日本", "\U0001f600\x07")]
+    assert [(r["id"], r["output"]) for r in loaded] == [
+        (" 007 ", "كيف حالك"),
+        ("0", 'a "quoted", one'),
+        ("日本", "\U0001f600\x07"),
+    ]
 
 
 def test_words_of_a_provider_do_not_steer_a_terminal(tmp_path: Path) -> None:

@@ -85,15 +85,17 @@ def test_running_the_cell_again_costs_nothing(office: Desk, client: Client) -> N
 
 def test_a_row_without_an_answer_holds_nulls(tmp_path: Path) -> None:
     """A failed row stays in the frame with nulls, integers stay integers, and `failed` says why."""
-    with desk(tmp_path, "row_refusal=1") as office:
-        with canwait.connect(f"sqlite:///{office.folder}/ledger.db", env=office.env) as client:
-            job = canwait.map(FRAMES["pandas"](), "tickets", client=client, **JOB)
-            frame = job.run()
-            assert [row.cause for row in job.failed] == ["refused"] * len(job.failed)
-            failed = {row.key for row in job.failed}
-            assert 0 < len(failed) < 4
-            assert set(frame[frame["label"].isna()]["ticket"]) == failed
-            assert str(frame["urgency"].dtype) == "Int64"
+    with (
+        desk(tmp_path, "row_refusal=1") as office,
+        canwait.connect(env=office.env | {"CANWAIT_HOME": str(tmp_path)}) as client,
+    ):
+        job = canwait.map(FRAMES["pandas"](), "tickets", client=client, **JOB)
+        frame = job.run()
+        failed = {row.key: row.cause for row in job.failed}
+        assert 0 < len(failed) < 4
+        assert set(failed.values()) == {"refused"}
+        assert set(frame[frame["label"].isna()]["ticket"]) == set(failed)
+        assert str(frame["urgency"].dtype) == "Int64"
 
 
 def test_free_text_is_one_column(office: Desk, client: Client) -> None:

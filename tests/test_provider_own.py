@@ -66,7 +66,7 @@ def hold() -> None:
     """A guard that always holds."""
 
 
-def ended(own: Own, batch_id: str = TOKEN, within_s: float = 20.0) -> Batch:
+def ended(own: Provider, batch_id: str = TOKEN, within_s: float = 20.0) -> Batch:
     return until(lambda: batch if (batch := own.poll(batch_id)).status.ended else None, within_s)
 
 
@@ -111,7 +111,7 @@ def causes(own: Own, batch: Batch) -> list[str | None]:
 class Spooled:
     """A rig for the conformance suite."""
 
-    provider: Own
+    provider: Provider
     folder: Path
     tokens: Iterator[str] = field(default_factory=lambda: (f"cw{n:016x}" for n in range(99)))
 
@@ -223,8 +223,8 @@ def test_retry_after_is_honoured(tmp_path: Path) -> None:
 
 def test_a_row_that_takes_too_long_is_a_timeout(tmp_path: Path) -> None:
     """A row without an answer in time fails as a timeout, once, and the batch ends."""
-    with serving(answering(lambda seen: time.sleep(1) or Reply(chat()))) as host:  # type: ignore[func-returns-value]
-        own = Own(f"{host.url}/v1", None, tmp_path / "spool", timeout_s=0.2)
+    with serving(answering(slowly)) as host:
+        own = Own(f"{host.url}/v1", None, tmp_path / "spool", timeout_s=0.02)
         own.submit(shard_of(tmp_path, 1), hold)
         assert causes(own, ended(own)) == ["timeout"]
     assert asked(host) == {0: 1}

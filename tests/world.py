@@ -81,7 +81,8 @@ class Scripted(FakeProvider):
         self.upload_s = 0.0  # how long an upload takes
         self.travels_s = 0.0  # how long a create takes to land after it was sent
         self.lag_s = 0.0  # a batch is listed this much later
-        self.factor = 1  # what is billed, times this
+        self.factor = 1  # what is billed of a batch created now, times this
+        self.factors: dict[bytes, int] = {}
         self.seen: Counter[str] = Counter()  # calls by verb
 
     def submit(self, shard: ShardFile, guard: Any) -> Batch:
@@ -135,7 +136,8 @@ class Scripted(FakeProvider):
 
     def bill_of(self, body: bytes) -> Usage:
         usage = self.usage(body)
-        return Usage(usage.input_tokens * self.factor, usage.output_tokens * self.factor)
+        factor = self.factors[body]
+        return Usage(usage.input_tokens * factor, usage.output_tokens * factor)
 
     def _create(self, shard: ShardFile, bodies: list[bytes]) -> FakeBatch:
         batch = super()._create(shard, bodies)
@@ -143,9 +145,9 @@ class Scripted(FakeProvider):
         batch.ends_at = batch.created_at + timedelta(seconds=end.runs_s)
         batch.listed_at = batch.created_at + timedelta(seconds=self.lag_s)
         self.ending[batch.id] = end
-        self.rows[batch.id] = [
-            (self.coming.get(number_of(b)) or [OK]).pop(0) if self.coming.get(number_of(b)) else OK for b in bodies
-        ]
+        scripts = [self.coming.get(number_of(body)) for body in bodies]
+        self.rows[batch.id] = [script.pop(0) if script else OK for script in scripts]
+        self.factors |= dict.fromkeys(bodies, self.factor)
         if end.status is BatchStatus.FAILED:
             self.rows[batch.id] = [MISSING] * len(bodies)
         return batch

@@ -39,6 +39,7 @@ from .errors import (
     NotFound,
     PlanStale,
     Problem,
+    SinkBusy,
     SinkError,
     SourceError,
     SpecError,
@@ -396,13 +397,15 @@ class JobHandle:
             value = prepared.plan
             if wanted is not None and value.id != wanted:
                 raise PlanStale(
-                    plan=wanted, why=f"rows, prompt, model or prices changed; now it is {value.id}", spec=self.name
+                    plan=wanted,
+                    why=f"rows, prompt, model or prices changed; now it is {value.id}",
+                    spec=self._file or self.name,
                 )
             if value.n_bad_rows:
                 raise _bad_rows(value, self.source.name)
             if again and not (jobs and jobs[self.name]["plan"] == value.digest):
                 why = "rows, prompt, model or prices are not those that ran; run the job without --only first"
-                raise PlanStale(plan=value.id, why=why, spec=self.name)
+                raise PlanStale(plan=value.id, why=why, spec=self._file or self.name)
             terms = Terms(
                 value.provider,
                 value.model,
@@ -534,9 +537,20 @@ class JobHandle:
             figures, cancelled=bool(c.ledger.job(self.name)["cancelled"]), gated=self.value.quality is not None
         )
         if figures.finished and self.value.load is not None and state is not JobState.GATE:
-            self.load()
+            self._load_in_turn()
         c.ledger.set_job_state(self.name, state, why, c.clock.now())
         return views.figures(c.ledger, self.name)
+
+    def _load_in_turn(self) -> None:
+        """Load once nobody else does: processes that ran the job together end it together."""
+        for _ in range(600):
+            try:
+                self.load()
+            except SinkBusy:
+                self.client.clock.sleep(0.1)
+            else:
+                return
+        self.load()
 
     # ---------------------------------------------------------------------------------------------------------- rows
 

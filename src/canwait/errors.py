@@ -21,6 +21,7 @@ CanwaitError                    exit  1
     InvalidMove                       1   our own mistake: a move lifecycle.py does not allow
   BlobError                           1   a blob is missing, damaged or cannot be written
   SinkError                           1   rows could not be loaded; the target is as it was
+    SinkBusy                          1   another load of the target is in progress
   ProviderError                       1   base of what an adapter raises; says what is certain:
     Rejected                          1     certainly not accepted, and repeating will not help
     Busy                              1     certainly not accepted; repeating later may help
@@ -227,6 +228,12 @@ class SinkError(CanwaitError):
     """{message}"""
 
     code = "sink"
+
+
+class SinkBusy(SinkError):
+    """{message}"""
+
+    code = "sink_busy"
 
 
 class ProviderError(CanwaitError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -55,9 +56,9 @@ class Verbs(click.Group):
         except click.UsageError as error:
             import difflib
 
-            if near := difflib.get_close_matches(args[0], VERBS, 1):
-                error.message += f" Did you mean '{near[0]}'?"
-            raise
+            near = difflib.get_close_matches(args[0], VERBS, 1)
+            meant = f" Did you mean '{near[0]}'?" if near else ""
+            raise click.UsageError(error.message + meant, ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
@@ -72,6 +73,8 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with a code of the table in docs/cli.md."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a row's words may be in no character set of this terminal
     try:
         code = cli.main(args, prog_name="canwait", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns Ctrl-C into Abort

@@ -16,7 +16,7 @@ from .jobs import opened, simulated
 def budget() -> None:
     """Show, set, book to and thaw budgets.
 
-    A budget is job:NAME (set by the job file), project:OWNER, month (what every month gets) or month:2026-11.
+    A budget is job:NAME (set by the job file), project:OWNER, month (this one and every later one) or month:2026-11.
     """
 
 

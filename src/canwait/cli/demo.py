@@ -37,6 +37,7 @@ def demo(face: Face, on_local: bool) -> None:
     Support messages are classified in batch form under a budget; one process is killed on purpose and run again.
     """
     started = time.monotonic()
+    face.simulated = not on_local
     with _folder(on_local) as folder:
         job = folder / "support.yaml"
         _say(
@@ -49,8 +50,8 @@ def demo(face: Face, on_local: bool) -> None:
         _say(face, f"\nprocess killed on purpose after {killed_at} ... run again, the same command:\n")
         done = json.loads(_canwait(folder, ["run", str(job), "--yes", "--json"], on_local, codes=(0, 6)))
         again = json.loads(_canwait(folder, ["run", str(job), "--yes", "--json"], on_local, codes=(0, 6)))
-        value = _checked(done, again, None if on_local else _bill(folder))
-        value["seconds"] = round(time.monotonic() - started, 1)
+        checked = _checked(done, again, None if on_local else _bill(folder))
+        value = {**checked, "seconds": round(time.monotonic() - started, 1)}
         face.show("canwait.demo/1", value, _words(value, folder))
         raise click.exceptions.Exit(0 if value["ok"] else 1)
 
@@ -63,12 +64,12 @@ def _folder(on_local: bool) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     source = resources.files("canwait") / "demo"
-    for name in ("support_messages.csv", "support.yaml"):
-        text = (source / name).read_text("utf-8")
-        if name == "support.yaml" and not on_local:
-            lines = (f"model: {_SIMULATED_MODEL}" if line.startswith("model:") else line for line in text.splitlines())
-            text = "\n".join([*lines, "shard: {max_rows: 60}", ""])
-        (folder / name).write_text(text, encoding="utf-8", newline="")
+    (folder / "support_messages.csv").write_bytes((source / "support_messages.csv").read_bytes())
+    job = (source / "support.yaml").read_text("utf-8")
+    if not on_local:
+        lines = (f"model: {_SIMULATED_MODEL}" if line.startswith("model:") else line for line in job.splitlines())
+        job = "\n".join([*lines, "shard: {max_rows: 60}", ""])
+    (folder / "support.yaml").write_text(job, encoding="utf-8")
     yield folder
 
 
@@ -159,28 +160,27 @@ def _checked(done: dict[str, Any], again: dict[str, Any], bill: int | None) -> d
     same = all(done[k] == again[k] for k in ("ok", "failed", "missing", "confirmed_usd", "submissions"))
     complete = done["ok"] + done["failed"] + done["missing"] == done["rows"]
     billed = None if bill is None else format_usd(bill)
-    balanced = billed is None or billed == done["confirmed_usd"]
+    balanced = None if billed is None else billed == done["confirmed_usd"]  # our own server sends no bill
     return {
-        **done,
-        "schema": "canwait.demo/1",
+        "run": {k: v for k, v in done.items() if k not in ("schema", "simulated")},
         "bill_usd": billed,
-        "ok_rows": done["ok"],
-        "ok": same and complete and balanced,
-        "rerun_cost_nothing": same,
-        "every_row_accounted_for": complete,
         "ledger_equals_bill": balanced,
+        "every_row_accounted_for": complete,
+        "rerun_cost_nothing": same,
+        "ok": same and complete and balanced is not False,
     }
 
 
 def _words(value: dict[str, Any], folder: Path) -> str:
     bill = f"; the provider's bill says ${value['bill_usd']}" if value["bill_usd"] is not None else ""
+    run = value["run"]
     return "\n".join(
         [
-            f"  rows     {value['rows']}: {value['ok_rows']} ok, {value['failed']} failed, {value['missing']} missing"
-            f"   ({value['duplicates']} duplicates merged)",
-            f"  money    ${value['confirmed_usd']} confirmed, ${value['unknown_usd']} unknown{bill}",
+            f"  rows     {run['rows']}: {run['ok']} ok, {run['failed']} failed, {run['missing']} missing"
+            f"   ({run['duplicates']} duplicates merged)",
+            f"  money    ${run['confirmed_usd']} confirmed, ${run['unknown_usd']} unknown{bill}",
             f"  crash    {_BALANCED if value['ok'] else 'THE BOOKS DO NOT BALANCE'}",
-            f"  loaded   {value['loaded']['rows']} rows in {folder / value['loaded']['to']}",
+            f"  loaded   {run['loaded']['rows']} rows in {folder / run['loaded']['to']}",
             f"  took     {value['seconds']} s",
             "",
             "Use your own rows:   canwait init ROWS.csv",

@@ -34,7 +34,7 @@ class Face:
     def show(self, schema: str, value: Mapping[str, Any], text: str) -> None:
         """The answer: one versioned object with --json, else the text."""
         if self.as_json:
-            click.echo(json.dumps({"schema": schema, "simulated": self.simulated, **value}, ensure_ascii=False))
+            click.echo(json.dumps({"schema": schema, "simulated": self.simulated, **value}))
         else:
             click.echo(f"SIMULATED\n{text}" if self.simulated else text)
 
@@ -47,7 +47,7 @@ class Face:
         if self.yes:
             return True
         if self.no_input:
-            raise HumanNeeded(what=question.rstrip("?"), hint=f"say {flag} to approve it; nothing was sent")
+            raise HumanNeeded(f"{question} Nobody can answer here.", hint=f"say {flag} to approve it; nothing was sent")
         return click.confirm(question, default=False, err=True)
 
     @classmethod
@@ -85,7 +85,7 @@ def report(error: CanwaitError, *, as_json: bool = False) -> None:
     """An error on stderr: words and the way out, or RFC 9457 problem details with --json."""
     face = Face.current or Face()
     if as_json or face.as_json:
-        click.echo(json.dumps(error.problem, ensure_ascii=False), err=True)
+        click.echo(json.dumps(error.problem), err=True)
         return
     click.echo(f"{'SIMULATED  ' if face.simulated else ''}error: {error}", err=True)
     if error.own_hint:

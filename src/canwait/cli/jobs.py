@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import views
-from ..errors import BudgetFrozen, JobPaused, NotFinished
+from ..errors import BudgetFrozen, GatePending, JobPaused, NotFinished
 from ..price import format_usd
 from ..types import JobState, ShardState
 from .face import Face, money, options, printable, report, table, usd_option
@@ -143,7 +144,8 @@ def _ending(figures: views.Figures) -> int:
     """The exit code of interface.md 2.3, with the reason on stderr where the job is not simply done."""
     if not figures.finished:
         if figures.paused and "is frozen" in figures.paused:
-            error: Any = BudgetFrozen(figures.paused)
+            hint = "`canwait budget show` says which; look why, then `canwait budget thaw NAME`"
+            error: Any = BudgetFrozen(figures.paused, hint=hint)
         elif figures.paused:
             error = JobPaused(job=figures.job, why=figures.paused)
         else:
@@ -151,7 +153,8 @@ def _ending(figures: views.Figures) -> int:
         report(error)
         return int(error.exit_code)
     if figures.state is JobState.GATE:
-        return 3
+        report(GatePending(job=figures.job))
+        return GatePending.exit_code
     return 0 if figures.ok == figures.rows else 6
 
 
@@ -219,7 +222,7 @@ def status(face: Face, job: str | None, watch: bool, sim: bool) -> None:
     """Show where jobs stand."""
     with opened(face, sim) as client:
         while True:
-            names = [job] if job else views.jobs(client.ledger)
+            names = [_named(job)] if job else views.jobs(client.ledger)
             found = [views.figures(client.ledger, name) for name in names]
             if job:
                 face.show("canwait.status/1", {"jobs": [figures_json(found[0])]}, summary(found[0]))
@@ -228,6 +231,16 @@ def status(face: Face, job: str | None, watch: bool, sim: bool) -> None:
             if not watch or all(f.finished or f.paused for f in found):
                 return
             time.sleep(2)
+
+
+def _named(job: str) -> str:
+    """A job's name, also told by its file."""
+    path = Path(job)
+    if path.suffix not in (".yaml", ".yml", ".json", ".toml") or not path.is_file():
+        return job
+    from ..spec import load_job
+
+    return load_job(path).name
 
 
 def _listing(found: list[views.Figures]) -> str:
@@ -254,6 +267,7 @@ def _listing(found: list[views.Figures]) -> str:
 def why(face: Face, job: str, sim: bool) -> None:
     """Show what holds a job, shard by shard, and what can be done about it."""
     with opened(face, sim) as client:
+        job = _named(job)
         figures, shards = views.figures(client.ledger, job), views.shards(client.ledger, job)
         causes = views.causes(client.ledger, client.blobs, job)
         value = {
@@ -319,7 +333,7 @@ def _reasons(figures: views.Figures, shards: list[views.ShardView], causes: dict
 def cancel(face: Face, job: str, sim: bool) -> None:
     """Send nothing more of a job and stop what is on its way. Finished rows are kept, and paid."""
     with opened(face, sim) as client:
-        figures = client.cancel(job)
+        figures = client.cancel(_named(job))
         stopping = "\n  batches on their way are being stopped; `canwait run` again collects what they finished"
         face.show("canwait.run/1", figures_json(figures), summary(figures) + ("" if figures.finished else stopping))
 
@@ -388,7 +402,7 @@ def events(face: Face, since: int, job: str | None, limit: int, sim: bool) -> No
                     "reason": event.reason,
                     "facts": dict(event.facts),
                 }
-                click.echo(json.dumps(value, ensure_ascii=False))
+                click.echo(json.dumps(value))
             if not found:
                 return
             since, limit = found[-1].seq, limit - len(found)

@@ -23,7 +23,7 @@ source: {{uri: {source}, key: {key}}}      # key: names a row; the same key and 
 model: {model}
 prompt: |
   Classify this message as one of: question, complaint, praise.
-  {{{{ {column} }}}}
+  {{{{ {place} }}}}
 output:
   type: object
   properties: {{label: {{type: string, enum: [question, complaint, praise]}}}}
@@ -33,7 +33,7 @@ max_output_tokens: 20                      # no bound, no worst case
 urgency: batch                             # sync | near_real_time | batch
 deadline: 24h
 budget: {{usd: 1.00, on_exceed: refuse}}     # refuse | trim | ask
-load: {{to: {stem}.answers.parquet, mode: merge}}
+load: {{to: {target}, mode: merge}}
 """
 
 
@@ -49,6 +49,7 @@ load: {{to: {stem}.answers.parquet, mode: merge}}
 def init(face: Face, source: Path, key: str | None, column: str | None, model: str, output: Path | None) -> None:
     """Write a first job file beside your rows (.csv .tsv .jsonl .parquet)."""
     from ..sources.opening import open_source
+    from ..spec import load_job
     from ..types import Source
 
     columns = open_source(Source(source.name, key or ""), source.parent).columns
@@ -60,15 +61,16 @@ def init(face: Face, source: Path, key: str | None, column: str | None, model: s
     target = output or source.with_suffix(".yaml")
     if target.exists():
         raise SpecError([Problem(str(target), None, None, None, "exists already")], hint="name another file with -o")
-    name = "".join(c if c.isalnum() else "-" for c in source.stem.lower()).strip("-") or "job"
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in source.stem.lower()).strip("-") or "job"
     text = _JOB.format(
-        name=name[:60],
-        source=json.dumps(source.name),
+        name=json.dumps(name[:60]),
+        source=json.dumps(os.path.relpath(source, target.parent)),
         key=json.dumps(key),
-        column=column,
+        place=column if column.isidentifier() and column not in ("row", "self", "range") else f"row[{column!r}]",
         model=model,
-        stem=source.stem,
+        target=json.dumps(f"{source.stem}.answers.parquet"),
     )
+    load_job(target, text)  # what is written can be planned
     target.write_text(text, encoding="utf-8")
     value = {"job": str(target), "key": key, "column": column}
     face.show("canwait.init/1", value, f"wrote {target}\nnext: canwait plan {target}")

@@ -114,7 +114,7 @@ class History:
 
     def play(self) -> Result:
         self._quietly(self._open)
-        for _ in range(2000):
+        for _ in range(20_000):  # a day of polls, each of them killed now and then
             _, n_open = self.ledger.next_due(self.job)
             if not n_open and not self._resume() and self._swept():
                 break
@@ -309,20 +309,23 @@ class History:
         for batch in self.provider.batches.values():
             if batch.id not in known:
                 self._violation("lost", f"batch {batch.id} is not in the ledger")
-        answered: Counter[bytes] = Counter()
+        paid: Counter[bytes] = Counter()  # answers of every batch there is
+        answered: Counter[bytes] = Counter()  # those whose batch is settled
         bill = 0
         for batch in self.provider.batches.values():
             ran = self.provider.ran(batch)
             bill += cost_micros([usage for _, usage in ran], PRICE)
+            fates = self.provider._fates(batch)
+            ok = [body for body, fate in zip(batch.bodies, fates, strict=True) if fate == "ok"]
+            paid.update(ok)
             if any(r["batch_id"] == batch.id and r["state"] == "settled" for r in rows):
-                fates = self.provider._fates(batch)
-                answered.update(b for b, fate in zip(batch.bodies, fates, strict=True) if fate == "ok")
+                answered.update(ok)
         for shard, bodies in self.bodies.items():
             vector = zlib.decompress(next(r["vector"] for r in rows if r["id"] == shard))
             self.result.n_rows += len(bodies)
             for line, body in enumerate(bodies):
-                if answered[body] > 1:
-                    self._violation("paid twice", f"{shard} line {line}: {answered[body]} answers")
+                if paid[body] > 1:
+                    self._violation("paid twice", f"{shard} line {line}: {paid[body]} answers")
                 if answered[body] and vector[line] != Outcome.OK:
                     self._violation("lost", f"{shard} line {line} was answered and is {Outcome(vector[line]).name}")
                 paused = self.ledger.job(self.job)["paused"]

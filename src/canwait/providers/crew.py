@@ -125,6 +125,8 @@ class Crew:
         except Empty:
             return
         run.in_flight -= 1
+        if run is not self._runs.get(run.folder.token):
+            return  # it was given up while this row was in flight
         if isinstance(told, bytes):
             run.answers.add(row.line, told)
         elif told is not None:

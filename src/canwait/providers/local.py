@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,23 @@ class Server:
 
     def __init__(self, model: Path) -> None:
         self._model = model
-        self._lock = threading.Lock()  # over the next two
+        self._lock = threading.Lock()  # over the next three
         self._process: subprocess.Popen[bytes] | None = None
+        self._stop: Callable[[], object] = lambda: None
         self._url = ""
 
     def url(self) -> str:
         """Raises Unreachable with the engine's last words when it does not start."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
+                self._stop()
                 self._process, self._url = _started(self._model)
-                weakref.finalize(self, _stop, self._process)
+                self._stop = weakref.finalize(self, _stop, self._process)
             return f"{self._url}/v1"
 
     def close(self) -> None:
         with self._lock:
-            if self._process is not None:
-                _stop(self._process)
+            self._stop()
 
 
 class Local(Own):
@@ -85,11 +86,12 @@ def _started(model: Path) -> tuple[subprocess.Popen[bytes], str]:
             start_new_session=True,  # Ctrl-C is for us: the rows in flight are not lost by it
         )
         assert process.stdout
-        said = process.stdout.readline() if select.select([process.stdout], [], [], START_S)[0] else b""
+        with process.stdout as pipe:
+            said = pipe.readline() if select.select([pipe], [], [], START_S)[0] else b""
         if said.startswith(b"http"):
             return process, said.decode().strip()
         process.kill()
-        process.wait()
+        _stop(process)
         log.seek(0)
         words = log.read().decode(errors="replace").strip().splitlines()
     last = words[-1] if words else f"no address within {START_S:g} s"

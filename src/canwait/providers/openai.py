@@ -107,11 +107,7 @@ class OpenAI:
         )
 
     def encode(self, custom_id: str, body: bytes, endpoint: str) -> bytes:
-        return b'{"custom_id":%s,"method":"POST","url":%s,"body":%s}' % (
-            json.dumps(custom_id).encode(),
-            json.dumps(endpoint).encode(),
-            body,
-        )
+        return encode_line(custom_id, body, endpoint)
 
     def submit(self, shard: ShardFile, guard: Guard) -> Batch:
         upload = Body(lambda: _multipart(shard, self.encode), f"multipart/form-data; boundary={_boundary(shard)}")
@@ -164,17 +160,7 @@ class OpenAI:
                 raise
 
     def decode(self, line: bytes) -> Answer:
-        match parse(line):
-            case {"custom_id": str(name), "error": {"code": str(code)} as error} if code in _UNEXECUTED:
-                outcome, cause = _UNEXECUTED[code]
-                return Answer(encodable(name), outcome, cause, _words(error), None, None, None)
-            case {"custom_id": str(name), "response": {} as response}:
-                return _answered(encodable(name), response)
-            case {"custom_id": str(name), "error": {} as error}:
-                return _failed(encodable(name), "out_of_credit" if no_credit(error) else "unknown", _words(error))
-            case {"custom_id": str(name)}:
-                return _failed(encodable(name), "malformed", "neither a response nor an error")
-        return _failed("", "malformed", "not a result line")
+        return decode_line(line)
 
     def cancel(self, batch_id: str) -> None:
         try:
@@ -197,6 +183,30 @@ class OpenAI:
             what = f"openai: batch {row['id']} has no metadata, and its input file cannot be read: {exc}"
             raise CannotTell(what) from exc
         return file.get("filename") == _file_name(shard)
+
+
+def encode_line(custom_id: str, body: bytes, endpoint: str) -> bytes:
+    """One line of a request file in OpenAI's shape, without the newline."""
+    return b'{"custom_id":%s,"method":"POST","url":%s,"body":%s}' % (
+        json.dumps(custom_id).encode(),
+        json.dumps(endpoint).encode(),
+        body,
+    )
+
+
+def decode_line(line: bytes) -> Answer:
+    """One line of an output or error file in OpenAI's shape."""
+    match parse(line):
+        case {"custom_id": str(name), "error": {"code": str(code)} as error} if code in _UNEXECUTED:
+            outcome, cause = _UNEXECUTED[code]
+            return Answer(encodable(name), outcome, cause, _words(error), None, None, None)
+        case {"custom_id": str(name), "response": {} as response}:
+            return _answered(encodable(name), response)
+        case {"custom_id": str(name), "error": {} as error}:
+            return _failed(encodable(name), "out_of_credit" if no_credit(error) else "unknown", _words(error))
+        case {"custom_id": str(name)}:
+            return _failed(encodable(name), "malformed", "neither a response nor an error")
+    return _failed("", "malformed", "not a result line")
 
 
 def _created(row: Json) -> Any:

@@ -21,7 +21,7 @@ from ..types import Answer, Batch, BatchStatus, Limits, MarkClass, ShardFile
 from . import Guard
 from .crew import Crew, cancel_unasked
 from .http import encoded_lines, error_of, parse, read_key, retry_after_s, tidy
-from .openai import OpenAI
+from .openai import decode_line, encode_line
 from .spool import Folder, Row, answer_line
 
 TRIES = 5  # of one row, in place
@@ -30,7 +30,6 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 8.0
 _PASSING = frozenset({408, 409, 425, 429})  # and every 5xx
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError, httpx2.UnsupportedProtocol)
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-_LINES = object.__new__(OpenAI)  # its lines are ours too, and need no account
 
 
 def own_from_env(env: Mapping[str, str], spool: Path) -> Own:
@@ -74,10 +73,12 @@ class Own:
         timeout_s: float = 600.0,
     ) -> None:
         self.name = name
-        self.account = name if callable(base_url) else httpx2.URL(base_url).netloc.decode("ascii")
         self._base_url, self._key, self._spool = base_url, key, spool
         self._settle_s, self._max_rows, self._timeout_s = settle_s, max_rows, timeout_s
-        near = callable(base_url) or httpx2.URL(base_url).host in _LOOPBACK
+        url = None if callable(base_url) else httpx2.URL(base_url)
+        near = url is None or url.host in _LOOPBACK
+        # On this machine the port is no part of it: a server here is often found at another one when started again.
+        self.account = name if url is None else url.host if near else url.netloc.decode("ascii")
         self._client = httpx2.Client(
             headers={"user-agent": "canwait", **({"authorization": f"Bearer {key}"} if key else {})},
             timeout=httpx2.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
@@ -101,7 +102,7 @@ class Own:
         )
 
     def encode(self, custom_id: str, body: bytes, endpoint: str) -> bytes:
-        return _LINES.encode(custom_id, body, endpoint)
+        return encode_line(custom_id, body, endpoint)
 
     def submit(self, shard: ShardFile, guard: Guard) -> Batch:
         folder = Folder(self._spool, shard.token)
@@ -138,7 +139,7 @@ class Own:
             yield from self._folder(batch.id).output()
 
     def decode(self, line: bytes) -> Answer:
-        return _LINES.decode(line)
+        return decode_line(line)
 
     def cancel(self, batch_id: str) -> None:
         folder = self._folder(batch_id)

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import SinkError
+from ..errors import SinkBusy
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that becomes `path`, durably, when the block ends well. On any error `path` is as it was.
 
-    One writer at a time: a second one gets SinkError, in this process or another. After a kill the unfinished file
+    One writer at a time: a second one gets SinkBusy, in this process or another. After a kill the unfinished file
     (`.NAME.part`) lies beside the target until the next load of it, which takes it over.
     """
     part = path.with_name(f".{path.name}.part")
@@ -42,7 +42,7 @@ def _claimed(part: Path) -> Iterator[BinaryIO]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise SinkError(
+                raise SinkBusy(
                     "another load of this target is in progress", hint="run again when it has ended"
                 ) from None
             if not _is_at(part, file):

@@ -46,7 +46,7 @@ class FileSink:
             with replacing(self._path) as file:
                 return self._write(file, batches, schema)
         except SinkError as error:
-            raise SinkError(f"{self.name}: {error}", hint=error.own_hint) from error
+            raise type(error)(f"{self.name}: {error}", hint=error.own_hint) from error
         except OSError as error:
             why = error.strerror or str(error)
             raise SinkError(
