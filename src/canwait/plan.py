@@ -42,8 +42,8 @@ class Earlier:
 def offers_for(job: Job, provider: str, limits: Limits, price_of: Callable[[Tier], Price]) -> tuple[Offer, ...]:
     """Every tier that was considered, and why one was chosen or not: the job's own, and `standard` for comparison.
 
-    At most one is chosen: the first that this version runs at the provider, whose price is known and whose window ends
-    within the deadline.
+    At most one is chosen: the one that this version runs at the provider, if its price is known. A window that ends after
+    the deadline is said and not refused: most batches end hours before their window does.
     """
     runs = _tier_run_at(provider)
     considered = dict.fromkeys(job.tiers or (runs,))
@@ -57,11 +57,8 @@ def offers_for(job: Job, provider: str, limits: Limits, price_of: Callable[[Tier
             price, why_not = None, str(error)
         if tier is not runs:
             why_not = f"shown for comparison; this version runs {provider} on the {runs.value} tier only"
-        elif not why_not and runs is not Tier.OWN and limits.window_s > job.deadline_s:
-            why_not = f"answers may take {_hours(limits.window_s)}, the deadline is {_hours(job.deadline_s)}"
-        offers.append(
-            Offer(provider, job.model, tier, price, limits, why_not is None, why_not or _merits(tier, limits))
-        )
+        why = why_not or _merits(tier, limits, job.deadline_s)
+        offers.append(Offer(provider, job.model, tier, price, limits, why_not is None, why))
     return tuple(offers)
 
 
@@ -84,8 +81,13 @@ def _tier_run_at(provider: str) -> Tier:
     return Tier.OWN if provider in _OURS else Tier.BATCH
 
 
-def _merits(tier: Tier, limits: Limits) -> str:
-    return "starts at once" if tier is Tier.OWN else f"answers or gives up within {_hours(limits.window_s)}"
+def _merits(tier: Tier, limits: Limits, deadline_s: int) -> str:
+    if tier is Tier.OWN:
+        return "starts at once"
+    window = f"answers or gives up within {_hours(limits.window_s)}"
+    if limits.window_s <= deadline_s:
+        return window
+    return f"{window}, LATER than the deadline of {_hours(deadline_s)}: after it nothing more is sent, what is sent is waited for"
 
 
 # -------------------------------------------------------------------------------------------------------------- shards

@@ -1,26 +1,22 @@
 """A job file, or the same as a Python mapping -> a Job. Every problem at once, each with its place.
 
-YAML is read by the 1.2 core schema: only true and false are booleans, so `[yes, no]` stays text. JSON and TOML hold the
-same model. Numbers with a point are read as decimals, from their text, so `usd: 0.1` is exactly ten cents.
+YAML, JSON and TOML hold one model, and document.py reads them. Its numbers with a point are decimals, so `usd: 0.1` is
+exactly ten cents.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import sys
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable, Mapping
+from decimal import Decimal
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jsonschema_rs
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -38,8 +34,9 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails
 
 from . import types
+from .document import Document, Fault, Unreadable, document_of, read_document, read_text
 from .errors import Problem, SpecError
-from .render import ROLES, Loc, did_you_mean, dotted, params_faults, prompt_faults, structured_output
+from .render import ROLES, Loc, did_you_mean, dotted, nearest, params_faults, prompt_faults, structured_output
 
 SCHEMA_ID = "urn:canwait:schema:job:1"
 LOCAL_MODEL = "smollm2-135m-instruct"
@@ -50,11 +47,9 @@ def load_job(path: Path, text: str | None = None, *, output: type[BaseModel] | N
 
     `text` stands in for the file's content (a job from stdin); `output` replaces the file's own.
     """
-    document = _Document(str(path), path.parent)
     try:
-        tree = _READERS.get(path.suffix.lower(), _read_yaml)(_read_text(path) if text is None else text, document)
-        return _job(tree, document, output)
-    except _Unreadable as error:
+        return _job(read_document(path, text), output)
+    except Unreadable as error:
         line, column = error.at or (None, None)
         raise SpecError([Problem(str(path), line, column, None, str(error))]) from None
     except RecursionError:
@@ -65,8 +60,8 @@ def job_from_dict(d: Mapping[str, Any], *, name_of_file: str = "<job>", base_dir
     """The same model from Python; `output` may also be a pydantic model. Raises SpecError."""
     output = d.get("output")
     if isinstance(output, type) and issubclass(output, BaseModel):
-        return _job({**d, "output": None}, _Document(name_of_file, base_dir), output)
-    return _job(d, _Document(name_of_file, base_dir), None)
+        return _job(document_of({**d, "output": None}, name_of_file, base_dir), output)
+    return _job(document_of(d, name_of_file, base_dir), None)
 
 
 def job_schema() -> dict[str, Any]:
@@ -133,18 +128,18 @@ def parse_usd(value: object) -> int:
     return int(value * 1_000_000)
 
 
-def _job(tree: object, document: _Document, output: type[BaseModel] | None) -> types.Job:
-    tree = _plain(tree, (), document)
+def _job(document: Document, output: type[BaseModel] | None) -> types.Job:
+    if output is not None and isinstance(document.tree, dict):
+        document.tree["output"] = output
     unusable = [fault.loc for fault in document.faults if not fault.of_key]
-    if output is not None and isinstance(tree, dict):
-        tree["output"] = output
     try:
-        job = JobFile.model_validate(tree, context=document)
+        job = JobFile.model_validate(document.tree, context=document)
     except ValidationError as error:
-        found = [_fault(details) for details in error.errors(include_url=False)]
-        meant = {(*fault.loc[:-1], fault.meant) for fault in found if fault.meant}
+        found = error.errors(include_url=False)
         follow = {loc[: n + 1] for loc in unusable for n in range(len(loc))}  # what is unusable is not also wrong
-        document.faults += [f for f in found if f.loc not in follow and not (f.absent and f.loc in meant)]
+        # A misspelt field is not also missing.
+        follow |= {(*e["loc"][:-1], _meant(e["loc"])) for e in found if e["type"] == "extra_forbidden"}
+        document.faults += [_fault(e) for e in found if e["loc"] not in follow]
     if document.faults:
         raise SpecError(document.problems())
     return job.to_job(document.base_dir)
@@ -524,58 +519,6 @@ def _floats(value: Any) -> Any:
 # ----------------------------------------------------------------------------------------------------- what was wrong
 
 
-class _Fault(NamedTuple):
-    loc: Loc  # field names and list indices from the top
-    message: str
-    file: str | None = None  # None: the job file
-    line: int | None = None  # of that file, or of the template at `loc`
-    at: tuple[int, int] | None = None  # the line and column, where `loc` does not say them
-    of_key: bool = False  # the name of the field is wrong, not its value
-    absent: bool = False
-    meant: str | None = None
-
-
-class _Place(NamedTuple):
-    """Lines and columns of a document, counted from 1."""
-
-    key: tuple[int, int] | None
-    value: tuple[int, int] | None
-    is_block: bool = False  # a literal block: its first line is the one below
-
-
-@dataclass
-class _Document:
-    """A job file while it is read."""
-
-    file: str
-    base_dir: Path
-    places: dict[Loc, _Place] = field(default_factory=dict)
-    faults: list[_Fault] = field(default_factory=list)
-    locate: Callable[[], None] = lambda: None  # fills `places` where that costs enough to wait until it is needed
-
-    def problems(self) -> list[Problem]:
-        """Every fault with its place, in the order of the file."""
-        self.locate()
-        problems = [self._problem(fault) for fault in self.faults]
-        return sorted(problems, key=lambda p: (p.file != self.file, p.file, p.line or 0, p.column or 0))
-
-    def _problem(self, fault: _Fault) -> Problem:
-        loc, message = fault.loc, fault.message
-        while loc and loc not in self.places:
-            loc = loc[:-1]
-        place = self.places.get(loc)
-        name = dotted(fault.loc if fault.absent else loc) or None  # `prompt`, not the `prompt[0].content` it stands for
-        if fault.file:
-            return Problem(fault.file, fault.line, None, name, message)
-        if fault.line and place and place.value and place.is_block:
-            return Problem(self.file, place.value[0] + fault.line, None, name, message)
-        if fault.line and fault.line > 1:
-            message = f"line {fault.line} of the template: {message}"
-        at = fault.at or (place and ((fault.of_key and place.key) or place.value))
-        line, column = at or (None, None)
-        return Problem(self.file, line, column, name, message)
-
-
 # Words of other tools and of earlier drafts.
 _MEANT = {"route": "tier", "live": "standard", "cap": "budget", "attempts": "retry", "cron": "schedule"}
 _MEANT |= {"input": "source", "dataset": "source", "messages": "prompt", "template": "prompt", "schema": "output"}
@@ -658,237 +601,3 @@ def _found(value: object) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-
-
-# --------------------------------------------------------------------------------------------------- reading documents
-
-
-class _Unreadable(Exception):
-    def __init__(self, message: str, at: tuple[int, int] | None = None) -> None:
-        self.at = at
-        super().__init__(message)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise _Unreadable(f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise _Unreadable(f"is not UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x}") from None
-
-
-def _plain(value: object, loc: Loc, document: _Document) -> Any:
-    """The value in dicts, lists, text, ints, Decimals, bools and None; what does not fit becomes a fault."""
-    document.places.setdefault(loc, _Place(None, None))
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        text = str.__str__(value)
-        if not re.search("[\0\ud800-\udfff]", text):
-            return text
-        problem = "holds a NUL character or half of a surrogate pair"
-    elif isinstance(value, int):
-        if -(2**63) <= value < 2**63:
-            return int(value)
-        problem = "is too large a number"
-    elif isinstance(value, float | Decimal):
-        number = Decimal(repr(float(value))) if isinstance(value, float) else value
-        if number.is_finite() and abs(number.adjusted()) < 300:
-            return number
-        problem = f"found {value}; expected a number of reasonable size"
-    elif isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                document.faults.append(_Fault(loc, f"found the name {key!r}; expected text", of_key=True))
-        return {k: _plain(v, (*loc, k), document) for k, v in value.items() if isinstance(k, str)}
-    elif isinstance(value, list | tuple):
-        return [_plain(v, (*loc, i), document) for i, v in enumerate(value)]
-    elif isinstance(value, os.PathLike):
-        return os.fsdecode(value)
-    else:
-        problem = f"found a {type(value).__name__}; expected text, a number, true or false, a list or a mapping"
-    document.faults.append(_Fault(loc, problem))
-    return None
-
-
-_TAG = "tag:yaml.org,2002:"
-_CORE_FORMS = {
-    "null": "^(~|null|Null|NULL|)$",
-    "bool": "^(true|True|TRUE|false|False|FALSE)$",
-    "int": "^([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$",
-    "float": r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
-}
-
-
-class _Core(yaml.SafeLoader):
-    """YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema), without aliases."""
-
-    yaml_implicit_resolvers = {None: [(_TAG + kind, re.compile(form)) for kind, form in _CORE_FORMS.items()]}  # noqa: RUF012
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(None, None, "an alias; write the value out", event.start_mark)
-        return super().compose_node(parent, index)
-
-
-def _read_yaml(text: str, document: _Document) -> object:
-    try:
-        loader = _Core(text)
-        try:
-            root = loader.get_single_node()
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = (mark.line + 1, mark.column + 1) if mark else None
-        raise _Unreadable(f"not YAML: {', '.join(filter(None, (error.context, error.problem)))}", at) from None
-    except yaml.reader.ReaderError as error:
-        at = _line_and_column(text, error.position)
-        raise _Unreadable(f"not YAML: the character U+{ord(text[error.position]):04X}", at) from None
-    if root is None:
-        raise _Unreadable("is empty; `canwait init` writes a job file to start from")
-    return _yaml_value(root, (), None, document)
-
-
-def _yaml_value(node: yaml.Node, loc: Loc, key: tuple[int, int] | None, document: _Document) -> object:
-    # A block collection begins on the line below its key, and a reader looks for the key.
-    is_below = isinstance(node, yaml.CollectionNode) and not node.flow_style
-    is_block = isinstance(node, yaml.ScalarNode) and node.style == "|"
-    document.places[loc] = _Place(key, (is_below and key) or _mark(node), is_block)
-    kind = node.tag.removeprefix(_TAG)
-    if isinstance(node, yaml.MappingNode) and kind == "map":
-        return _yaml_mapping(node, loc, document)
-    if isinstance(node, yaml.SequenceNode) and kind == "seq":
-        return [_yaml_value(item, (*loc, i), None, document) for i, item in enumerate(node.value)]
-    if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
-        try:
-            return _SCALARS[kind](node.value)
-        except (ValueError, InvalidOperation):
-            document.faults.append(_Fault(loc, f"found '{node.value[:40]}', which is no {kind}"))
-            return None
-    document.faults.append(_Fault(loc, f"has the tag {node.tag}; expected plain YAML"))
-    return None
-
-
-def _yaml_mapping(node: yaml.MappingNode, loc: Loc, document: _Document) -> dict[str, object]:
-    mapping: dict[str, object] = {}
-    for key, item in node.value:
-        at = _mark(key)
-        if not isinstance(key, yaml.ScalarNode):
-            document.faults.append(_Fault(loc, "a list or mapping as a name; expected text", at=at, of_key=True))
-            continue
-        here = (*loc, key.value)
-        if key.value in mapping:
-            document.faults.append(_twice(here, at, document))
-            continue
-        mapping[key.value] = _yaml_value(item, here, at, document)
-    return mapping
-
-
-def _twice(loc: Loc, at: tuple[int, int], document: _Document) -> _Fault:
-    first = document.places[loc].key
-    return _Fault(loc, f"given twice, first on line {first[0] if first else '?'}", at=at, of_key=True)
-
-
-_SCALARS: dict[str, Any] = {
-    "str": str,
-    "null": lambda text: None,
-    "bool": lambda text: text.lower() == "true",
-    "int": lambda text: int(text, 0 if text[:2] in ("0o", "0x") else 10),
-    "float": lambda text: Decimal(re.sub(r"\.(?=inf|nan)", "", text.lower())),
-}
-
-
-def _mark(node: yaml.Node) -> tuple[int, int]:
-    return node.start_mark.line + 1, node.start_mark.column + 1
-
-
-def _read_json(text: str, document: _Document) -> object:
-    try:
-        _JSON.decode(text)
-    except ValueError as error:  # also a number of thousands of digits, which has no place
-        at = (error.lineno, error.colno) if isinstance(error, JSONDecodeError) else None
-        raise _Unreadable(f"not JSON: {error.msg if isinstance(error, JSONDecodeError) else error}", at) from None
-    return _json_value(text, _space(text, 0), (), None, document)[0]
-
-
-_JSON = json.JSONDecoder(parse_float=Decimal, parse_constant=Decimal)
-
-
-def _json_value(text: str, i: int, loc: Loc, key: tuple[int, int] | None, document: _Document) -> tuple[object, int]:
-    """The value at `i` of text that is known to be JSON, and where it ends."""
-    document.places[loc] = _Place(key, _line_and_column(text, i))
-    if text[i] == "[":
-        items: list[object] = []
-        i = _space(text, i + 1)
-        while text[i] != "]":
-            item, i = _json_value(text, i, (*loc, len(items)), None, document)
-            items.append(item)
-            i = _space(text, i, ",")
-        return items, i + 1
-    if text[i] == "{":
-        mapping: dict[str, object] = {}
-        i = _space(text, i + 1)
-        while text[i] != "}":
-            at = _line_and_column(text, i)
-            name, i = _JSON.raw_decode(text, i)
-            here = (*loc, name)
-            if name in mapping:
-                document.faults.append(_twice(here, at, document))
-                _, i = _JSON.raw_decode(text, _space(text, i, ":"))
-            else:
-                mapping[name], i = _json_value(text, _space(text, i, ":"), here, at, document)
-            i = _space(text, i, ",")
-        return mapping, i + 1
-    return _JSON.raw_decode(text, i)
-
-
-def _space(text: str, i: int, and_also: str = "") -> int:
-    while i < len(text) and text[i] in " \t\r\n" + and_also:
-        i += 1
-    return i
-
-
-def _line_and_column(text: str, i: int) -> tuple[int, int]:
-    return text.count("\n", 0, i) + 1, i - text.rfind("\n", 0, i)
-
-
-def _read_toml(text: str, document: _Document) -> object:
-    try:
-        tree = tomllib.loads(text, parse_float=Decimal)
-    except ValueError as error:
-        match = re.fullmatch(r"(.*?)(?: \(at line ([0-9]+), column ([0-9]+)\)| \(at end of document\))?", str(error))
-        at = (int(match[2]), int(match[3])) if match and match[2] else None
-        raise _Unreadable(f"not TOML: {match[1] if match else error}", at) from None
-    document.locate = lambda: _place_toml(text, document)
-    return tree
-
-
-def _place_toml(text: str, document: _Document) -> None:
-    """tomllib keeps no places: what a longer piece of the file adds stands where the piece before it ended."""
-    lines = text.splitlines(keepends=True)
-    places: dict[Loc, _Place] = {(): _Place(None, (1, 1))}
-    start = 0
-    for end in range(1, len(lines) + 1):
-        piece = "".join(lines[:end])
-        if piece.count('"""') % 2 or piece.count("'''") % 2:  # only to save time inside a long text
-            continue
-        try:
-            tree = tomllib.loads(piece)
-        except tomllib.TOMLDecodeError:
-            continue
-        at = start + 1, len(lines[start]) - len(lines[start].lstrip()) + 1
-        places = dict.fromkeys(_locs(tree, ()), _Place(at, at)) | places
-        start = end
-    document.places |= places
-
-
-def _locs(value: Any, loc: Loc) -> Iterator[Loc]:
-    yield loc
-    for name, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        yield from _locs(part, (*loc, name))
-
-
-_READERS = {".json": _read_json, ".toml": _read_toml}
