@@ -205,6 +205,15 @@ def test_rows_the_provider_never_returns_hold_their_money(tmp_path: Path) -> Non
         assert value["ok"] + value["missing"] == 24
         assert confirmed < Decimal(office.bill_usd()) <= confirmed + unknown
 
+        shard = next(
+            s for s in valid(office.canwait("why", "labels", "--json"))["shards"] if s["held_usd"] != "0.000000"
+        )
+        rest = f"{Decimal(office.bill_usd()) - confirmed:.6f}"
+        resolved = valid(office.canwait("resolve", shard["id"], "--billed", rest, "--json"))
+        assert (resolved["billed_usd"], resolved["absent"], resolved["batch"]) == (rest, False, None)
+        settled = valid(office.canwait("status", "labels", "--json"))["jobs"][0]
+        assert (settled["confirmed_usd"], settled["unknown_usd"]) == (office.bill_usd(), "0.000000")
+
 
 def test_a_job_without_an_answer_ends_with_six(tmp_path: Path) -> None:
     """When every row fails, the exit code is 6, nothing but the failures is loaded, and each has its cause."""
@@ -310,6 +319,8 @@ def test_the_shell_has_a_ceiling(office: Desk) -> None:
     office.write(6, budget={"usd": 0})
     assert office.run(CANWAIT_BUDGET_USD="5").code == 5
     assert office.simulator.batches() == []
+    office.write(6)
+    assert office.run(CANWAIT_BUDGET_USD="0.5").json["budget_usd"] == "0.500000"
 
 
 # ------------------------------------------------------------------------------------------------- stopping, crashing
@@ -425,6 +436,15 @@ def test_the_ledger_may_be_postgres(office: Desk, postgres_url: str) -> None:
     assert (done["ok"], done["confirmed_usd"]) == (6, office.bill_usd())
     assert valid(office.run(CANWAIT_DB=postgres_url))["submissions"] == len(office.simulator.batches()) == 1
     assert office.canwait("doctor", CANWAIT_DB=postgres_url).code == 0
+
+
+def test_the_local_model_says_where_it_is(office: Desk) -> None:
+    """`local install` of an installed model fetches nothing and says where it lies."""
+    from canwait.local_model import locate
+
+    if (path := locate()) is None:
+        pytest.skip("the local model is not installed: canwait local install")
+    assert valid(office.canwait("local", "install", "--json"))["model"] == str(path)
 
 
 def test_the_simulator_can_be_served(office: Desk) -> None:

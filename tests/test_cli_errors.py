@@ -270,6 +270,13 @@ def test_the_ledger_lies_where_it_is_told_to(office: Desk) -> None:
     assert "secret" not in said.err
 
 
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_ledger_that_is_forgotten_is_refused(office: Desk, url: str) -> None:
+    """A ledger in memory would pay again at the next run: exit code 2."""
+    office.write(4)
+    refused(office, office.canwait("run", "job.yaml", "--yes", CANWAIT_DB=url), 2, "CANWAIT_DB", "sqlite:///FILE")
+
+
 def test_a_full_disk_is_an_error_and_not_an_end(office: Desk) -> None:
     """When files cannot grow, the error is clear and the command can be run again when there is room: paid once."""
     office.write(300, shard={"max_rows": 100})

@@ -127,6 +127,17 @@ def test_a_budget_that_asks_needs_a_person(office: Desk) -> None:
         assert office.simulator.batches() == []
 
 
+@pytest.mark.parametrize(("budget", "word"), [({"rows": 3}, "3"), ({"tokens": 100}, "100 are free")])
+def test_a_budget_may_be_of_rows_or_tokens(office: Desk, budget: dict[str, int], word: str) -> None:
+    """A limit in rows or tokens refuses as one in dollars does; a job with only such a limit runs below it."""
+    with connected(office) as client:
+        with pytest.raises(errors.BudgetExceeded, match=word):
+            client.job(office.write(6, budget=budget)).run()
+        assert office.simulator.batches() == []
+        figures = client.job(office.write(6, budget=dict.fromkeys(budget, 10**6))).run()
+        assert (figures.ok, figures.limit_micros) == (6, None)
+
+
 def test_waiting_can_be_bounded(tmp_path: Path) -> None:
     """`until` leaves the job going; a later call finds its batch and pays once."""
     with desk(tmp_path, speed=600) as office, connected(office) as client:

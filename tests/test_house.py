@@ -33,7 +33,7 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "changes")
 
 NOUNS = {"types", "errors", "lifecycle", "clock", "codec"}
 PURE = {"render", "tokens", "price", "plan", "settling", "forecast", "turnaround", "schedule", "gate", "freshness"}
-SHELL = {"db", "ledger", "blobs", "views", "prices", "providers", "sources", "sinks"}
+SHELL = {"db", "entries", "ledger", "blobs", "views", "prices", "providers", "sources", "sinks"}
 SHELL |= {"prepare", "landing", "load", "resend"}
 INSIDE = NOUNS | PURE | SHELL | {"spec", "engine"}
 
@@ -47,13 +47,18 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     "codec": (NOUNS, "nouns to JSON and back"),
     # pure
     **dict.fromkeys(PURE, (NOUNS | PURE, "planning is pure: values in, values out (law 1)")),
-    "spec": (NOUNS | {"render"}, "a job file becomes a Job, its templates checked; what the job costs is for others"),
+    "document": ({"errors", "render"}, "text becomes a tree that knows its places; what its fields mean is spec.py's"),
+    "spec": (NOUNS | {"render", "document"}, "a job file becomes a Job, templates checked; its cost is for others"),
     # shell
     "db": ({"errors"}, "two dialects of SQL, no nouns"),
-    "ledger": (NOUNS | PURE | {"db"}, "the only writer of what happened; it knows no file and no provider"),
+    "entries": (NOUNS | PURE | {"db"}, "money inside a transaction; the ledger opens and closes it"),
+    "ledger": (NOUNS | PURE | {"db", "entries"}, "the only writer of what happened; it knows no file and no provider"),
     "blobs": (NOUNS, "bytes by content; what they mean is for others"),
     "prices": (NOUNS | {"price"}, "dated, sourced data; multiplying is price.py's"),
-    "providers": (NOUNS | {"tokens", "local_model"}, "one wire protocol each: never money, ledger or blobs (section 3)"),
+    "providers": (
+        NOUNS | {"tokens", "local_model"},
+        "one wire protocol each: never money, ledger or blobs (section 3)",
+    ),
     "sources": (NOUNS, "rows in: never money, ledger or blobs"),
     "sinks": (NOUNS, "rows out: never money, ledger or blobs"),
     "simulator": (NOUNS | {"tokens", "price", "prices"}, "a witness: no adapter, engine or ledger that it proves"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -96,6 +97,22 @@ def test_a_row_without_an_answer_holds_nulls(tmp_path: Path) -> None:
         assert set(failed.values()) == {"refused"}
         assert set(frame[frame["label"].isna()]["ticket"]) == set(failed)
         assert str(frame["urgency"].dtype) == "Int64"
+
+
+def test_a_job_that_has_not_ended_returns_no_frame(tmp_path: Path) -> None:
+    """Out of credit or out of time `run` raises, and the next `run` goes on: a frame is returned whole or not at all."""
+    env = {"CANWAIT_HOME": str(tmp_path)}
+    with (
+        desk(tmp_path, "create_out_of_credit=1", speed=1_500) as office,
+        canwait.connect(env=office.env | env) as client,
+    ):
+        job = canwait.map(FRAMES["pandas"](), "tickets", client=client, **JOB)
+        with pytest.raises(errors.JobPaused, match="quota"):
+            job.run()
+        with pytest.raises(errors.NotFinished):
+            job.run(until=client.clock.now() + timedelta(seconds=0.3))
+        assert job.run()["label"].notna().all()
+        assert len(office.simulator.batches()) == 1
 
 
 def test_free_text_is_one_column(office: Desk, client: Client) -> None:

@@ -36,6 +36,7 @@ class Simulated:
     simulator: Simulator
     clock: ManualClock
     folder: Path
+    url: str
     tokens: Iterator[str] = field(default_factory=lambda: (f"cw{n:016x}" for n in range(99)))
 
     def shard(self, rows: int) -> ShardFile:
@@ -70,7 +71,7 @@ def simulated(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Simula
     with ExitStack() as stack:
         stack.callback(simulator.close)
         url = stack.enter_context(simulator.serve())
-        yield Simulated(adapter(request.param, url), simulator, clock, tmp_path)
+        yield Simulated(adapter(request.param, url), simulator, clock, tmp_path, url)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -150,7 +151,9 @@ def test_the_suite_notices_a_broken_promise(simulated: Simulated) -> None:
         def results(self, batch):  # type: ignore[no-untyped-def]
             yield b"".join(super().results(batch)).partition(b"\n")[2]
 
-    losing: Rig = Simulated(Losing("k", _url(simulated)), simulated.simulator, simulated.clock, simulated.folder)
+    losing: Rig = Simulated(
+        Losing("k", _url(simulated)), simulated.simulator, simulated.clock, simulated.folder, simulated.url
+    )
     with pytest.raises(Broken, match="came back of 5 sent"):
         round_trip(losing)
 
@@ -160,5 +163,4 @@ def test_the_suite_notices_a_broken_promise(simulated: Simulated) -> None:
 
 
 def _url(simulated: Simulated) -> str:
-    host = simulated.provider.account.partition("#")[0]
-    return f"http://{host}/v1" if simulated.provider.name == "openai" else f"http://{host}"
+    return f"{simulated.url}/v1" if simulated.provider.name == "openai" else simulated.url

@@ -541,6 +541,7 @@ def test_problems_of_toml_have_lines(folder: Path) -> None:
         ("a.yaml", b"# nothing\n", "a.yaml: is empty"),
         ("a.yaml", b"- 1", "a.yaml:1:1: found a list; expected a mapping"),
         ("a.yaml", b"a\0b", "a.yaml:1:2: not YAML: the character U+0000"),
+        ("a.yaml", b'a: "\\UFFFFFFFF"', "a.yaml: not YAML: an escape beyond Unicode"),
         ("a.yaml", b"a: \xff", "a.yaml: is not UTF-8: byte 4 is 0xff"),
         ("a.yaml", b"[" * 100_000, "a.yaml: nested too deeply"),
         ("a.yaml", b"a: " + b"{a: " * 500 + b"1" + b"}" * 500, "a.yaml: nested too deeply"),

@@ -31,11 +31,14 @@ from .codec import plan_to_json, terms_to_json
 from .db import Row
 from .db import connect as connect_db
 from .engine import Engine, Pace
+from .entries import exceeded
 from .errors import (
     BudgetExceeded,
     GatePending,
     HumanNeeded,
+    JobPaused,
     KeyRefused,
+    NotFinished,
     NotFound,
     PlanStale,
     Problem,
@@ -44,7 +47,7 @@ from .errors import (
     SourceError,
     SpecError,
 )
-from .ledger import Ledger, NewShard, OpenPlan, exceeded
+from .ledger import Ledger, NewShard, OpenPlan
 from .price import format_usd
 from .types import Job, JobState, Load, Outcome, Plan, Price, ShardState, Terms, Tier
 
@@ -94,6 +97,9 @@ def settings(env: Mapping[str, str] = os.environ) -> Settings:
 
     home = Path(env.get("CANWAIT_HOME") or ".canwait")
     url = env.get("CANWAIT_DB") or f"sqlite:///{home / 'ledger.db'}"
+    if url.startswith("sqlite:") and url.partition("://")[2].strip("/") in ("", ":memory:"):
+        what = f"{url} names no file, and a ledger that is forgotten pays twice; expected sqlite:///FILE"
+        problems.append(Problem("environment", None, None, "CANWAIT_DB", what))
     poll_s, settle_s = read("CANWAIT_POLL_S", seconds), read("CANWAIT_SETTLE_S", seconds)
     ceiling = read("CANWAIT_BUDGET_USD", parse_usd)
     if problems:
@@ -365,8 +371,8 @@ class JobHandle:
 
         plan: run exactly this plan, or raise PlanStale. approve: asked once before the first money is held; None approves,
         for the budget is stated. only: send failed rows again and no others: `failed`, `failed:CAUSE`, `expired`,
-        `missing`, `cancelled`. Raises BudgetExceeded before anything is sent; SourceError for bad rows; KeyRefused;
-        JobPaused is left to figures.
+        `missing`, `cancelled`. Raises BudgetExceeded before anything is sent, SourceError for bad rows, KeyRefused; of a
+        frame, JobPaused or NotFinished when there is no frame to return yet, which figures say otherwise.
         """
         if only is None:
             self.open(plan=plan, approve=approve)
@@ -374,7 +380,13 @@ class JobHandle:
             self._again(only, plan)
         self.client.engine.run(self.name, until=until, watch=watch)
         figures = self._finish()
-        return self.frame() if self._frame is not None and figures.finished else figures
+        if self._frame is None:
+            return figures
+        if figures.paused:
+            raise JobPaused(job=self.name, why=figures.paused)
+        if not figures.finished:
+            raise NotFinished(job=self.name)
+        return self.frame()
 
     def open(
         self,

@@ -36,6 +36,7 @@ class Fault(NamedTuple):
     at: Mark | None = None  # where `loc` does not say it
     of_key: bool = False  # the name is wrong, not its value
     absent: bool = False  # `loc` is what ought to be there
+    meant: str | None = None  # the name that was probably meant
 
 
 class Unreadable(Exception):
@@ -195,6 +196,8 @@ def _read_yaml(text: str, document: Document) -> object:
     except yaml.reader.ReaderError as error:
         at = _mark_at(text, error.position)
         raise Unreadable(f"not YAML: the character U+{ord(text[error.position]):04X}", at) from None
+    except (OverflowError, ValueError):  # PyYAML hands an escape to chr() unchecked
+        raise Unreadable("not YAML: an escape beyond Unicode") from None
     if root is None:
         raise Unreadable("is empty; `canwait init` writes a job file to start from")
     return _yaml_value(root, (), None, document)

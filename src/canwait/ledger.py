@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from . import lifecycle
+from . import entries, lifecycle
 from .clock import from_us, to_us
 from .codec import batch_to_json, terms_from_json
 from .db import Db, Row, Tx
-from .errors import BudgetExceeded, BudgetFrozen, Crowded, InvalidMove, LeaseLost, LedgerError, NotFound
+from .errors import Crowded, InvalidMove, LeaseLost, LedgerError, NotFound
 from .price import format_usd
 from .types import Batch, BudgetSpec, Event, Intent, JobState, Limits, MarkClass, Outcome, Shard, ShardState, Terms
 
@@ -106,7 +106,7 @@ class Ledger:
             tx.run("budget_limit", id=budget, micros=micros, tokens=tokens)
             if budget == "month":
                 tx.run("budget_limit_months", since=f"month:{now:%Y-%m}", micros=micros, tokens=tokens)
-            _journal(
+            entries.journal(
                 tx, now, None, None, "budget_set", f"{budget} is limited", budget=budget, micros=micros, tokens=tokens
             )
 
@@ -115,7 +115,7 @@ class Ledger:
         with self.db.transaction("thaw") as tx:
             if not tx.count("budget_thaw", id=budget):
                 raise NotFound(what="frozen budget", name=budget)
-            _journal(tx, now, None, None, "budget_thawed", f"{budget} may be used again", budget=budget)
+            entries.journal(tx, now, None, None, "budget_thawed", f"{budget} may be used again", budget=budget)
 
     def book(self, job: str, micros: int, reason: str, now: datetime) -> None:
         """Book a cost that is not a model's (a store, staging, people's hours) to a job and every budget above it.
@@ -123,9 +123,9 @@ class Ledger:
         It is recorded as it is, even past a limit: it has been spent. Then what is left is that much less.
         """
         with self.db.transaction("book") as tx:
-            for budget in self._chain(tx, job, now):
-                _move(tx, now, budget, job, None, "book", reason, spent_micros=micros)
-            _journal(tx, now, job, None, "booked", reason, micros=micros)
+            for budget in _chain(tx, job, now):
+                entries.move(tx, now, budget, job, None, "book", reason, spent_micros=micros)
+            entries.journal(tx, now, job, None, "booked", reason, micros=micros)
 
     # ---------------------------------------------------------------------------------------------------------- jobs
 
@@ -150,15 +150,15 @@ class Ledger:
                 return False
             tx.run("job_resume", name=plan.job)
             tx.run("budget_limit", id=f"job:{plan.job}", micros=plan.budget.micros, tokens=plan.budget.tokens)
-            self._chain(tx, plan.job, now)
+            _chain(tx, plan.job, now)
             if tx.run("plan", job=plan.job, digest=plan.digest):
                 return True
             tx.run(
                 "plan_insert",
                 job=plan.job,
                 digest=plan.digest,
-                body=_dumps(plan.body),
-                terms=_dumps(plan.terms),
+                body=entries.dumps(plan.body),
+                terms=entries.dumps(plan.terms),
                 at=to_us(now),
             )
             for new in plan.new:
@@ -174,7 +174,7 @@ class Ledger:
                 )
             tx.run("job_uncancel", name=plan.job)  # what was given up stays so; these shards are new
             tx.run("job_state", name=plan.job, state=JobState.IN_PROGRESS.value, reason=None)
-            _journal(
+            entries.journal(
                 tx,
                 now,
                 plan.job,
@@ -210,7 +210,7 @@ class Ledger:
                 tx.run("job_uncancel", name=job)
                 tx.run("job_resume", name=job)
                 tx.run("job_state", name=job, state=JobState.IN_PROGRESS.value, reason=None)
-                _journal(tx, now, job, None, "shards_added", reason, shards=added)
+                entries.journal(tx, now, job, None, "shards_added", reason, shards=added)
 
     def pause_job(self, job: str, why: str, now: datetime) -> None:
         with self.db.transaction("pause_job") as tx:
@@ -219,7 +219,7 @@ class Ledger:
     def resume_job(self, job: str, now: datetime) -> None:
         with self.db.transaction("resume_job") as tx:
             if tx.count("job_resume", name=job):
-                _journal(tx, now, job, None, "job_resumed", "a person ran it again")
+                entries.journal(tx, now, job, None, "job_resumed", "a person ran it again")
 
     def cancel_job(self, job: str, now: datetime) -> None:
         """Send nothing more of a job and stop what is on its way; what is finished is kept and paid."""
@@ -227,7 +227,7 @@ class Ledger:
             _one(tx, "job", "job", name=job)
             tx.run("shard_ask_cancel", job=job, now=to_us(now))
             if tx.count("job_cancel", name=job):
-                _journal(tx, now, job, None, "cancel_asked", "a person asked for it")
+                entries.journal(tx, now, job, None, "cancel_asked", "a person asked for it")
 
     def set_job_state(self, job: str, state: JobState, reason: str, now: datetime) -> None:
         """Where a job stands; journalled only when it changes."""
@@ -235,12 +235,12 @@ class Ledger:
             row = _one(tx, "job", "job", name=job)
             if (row["state"], row["reason"]) != (state.value, reason):
                 tx.run("job_state", name=job, state=state.value, reason=reason)
-                _journal(tx, now, job, None, "job_state", reason, state=state.value)
+                entries.journal(tx, now, job, None, "job_state", reason, state=state.value)
 
     def loaded(self, job: str, facts: Mapping[str, Any], now: datetime) -> None:
         with self.db.transaction("loaded") as tx:
-            tx.run("job_loaded", name=job, loaded=_dumps(facts))
-            _journal(tx, now, job, None, "loaded", f"rows loaded to {facts['to']}", **facts)
+            tx.run("job_loaded", name=job, loaded=entries.dumps(facts))
+            entries.journal(tx, now, job, None, "loaded", f"rows loaded to {facts['to']}", **facts)
 
     # ------------------------------------------------------------------------------------------------------ claiming
 
@@ -278,7 +278,7 @@ class Ledger:
                 "shard_wait", id=shard.id, fence=shard.fence, old=shard.state.value, next=to_us(until), blocked=blocked
             )
             if blocked and blocked != shard.blocked:
-                _journal(tx, now, shard.job, shard.id, "blocked", blocked)
+                entries.journal(tx, now, shard.job, shard.id, "blocked", blocked)
 
     def polled(self, shard: Shard, batch: Batch, until: datetime, now: datetime) -> None:
         """Keep what the provider said of a batch that is still running."""
@@ -308,21 +308,8 @@ class Ledger:
         with self.db.transaction("begin_submit") as tx:
             self._step(tx, shard, S.SUBMITTING, now)
             _room(tx, shard, limits, mark)
-            chain = self._chain(tx, shard.job, now)
-            for budget in chain:
-                if not tx.count("budget_reserve", id=budget, micros=shard.worst_micros, tokens=tokens):
-                    raise _refusal(tx, budget, shard.id, shard.worst_micros, tokens)
-                _entry(
-                    tx,
-                    now,
-                    budget,
-                    shard.job,
-                    shard.id,
-                    "reserve",
-                    "worst case",
-                    held_micros=shard.worst_micros,
-                    held_tokens=tokens,
-                )
+            chain = _chain(tx, shard.job, now)
+            entries.reserve(tx, now, chain, shard.job, shard.id, micros=shard.worst_micros, tokens=tokens)
             tx.run("intent_insert", token=token, shard=shard.id)
             tx.run(
                 "shard_reserved",
@@ -332,7 +319,7 @@ class Ledger:
                 tokens=tokens,
                 budgets=json.dumps(chain),
             )
-            _journal(
+            entries.journal(
                 tx,
                 now,
                 shard.job,
@@ -368,7 +355,7 @@ class Ledger:
                 raise LedgerError(f"batch {batch.id} is shard {other['id']}'s; nothing was written")
             tx.run("shard_submitted", id=shard.id, batch_id=batch.id, batch=_batch_json(batch), at=to_us(now))
             tx.run("intent_close", token=shard.token)
-            _journal(tx, now, shard.job, shard.id, "submitted", reason, batch=batch.id)
+            entries.journal(tx, now, shard.job, shard.id, "submitted", reason, batch=batch.id)
 
     def not_arrived(self, shard: Shard, until: datetime, reason: str, now: datetime) -> None:
         """The last create certainly made no batch; the money stays held and it is sent again at `until`."""
@@ -379,7 +366,7 @@ class Ledger:
             )
             tx.run("intent_close", token=shard.token)
             if reason != shard.blocked:
-                _journal(tx, now, shard.job, shard.id, "not_arrived", reason)
+                entries.journal(tx, now, shard.job, shard.id, "not_arrived", reason)
 
     def give_back(self, shard: Shard, until: datetime, reason: str, pause: str | None, now: datetime) -> None:
         """The last create certainly made no batch and will not be repeated yet: release the money, plan it again."""
@@ -389,7 +376,7 @@ class Ledger:
             tx.run("intent_close", token=shard.token)
             if pause:
                 _pause(tx, shard.job, pause, now)
-            _journal(tx, now, shard.job, shard.id, "given_back", reason)
+            entries.journal(tx, now, shard.job, shard.id, "given_back", reason)
 
     def resolve_absent(self, shard: str, now: datetime) -> None:
         """A person says that no batch of this shard exists.
@@ -403,7 +390,7 @@ class Ledger:
             if row["state"] != S.SUBMITTING.value or not tx.count("intent_resolve", token=row["token"]):
                 raise NotFound(what="shard with an open submission", name=shard)
             tx.run("shard_due_now", id=shard, now=to_us(now))
-            _journal(tx, now, row["job"], shard, "resolved", "a person says no batch of it exists")
+            entries.journal(tx, now, row["job"], shard, "resolved", "a person says no batch of it exists")
 
     def resolve_billed(self, shard: str, micros: int, now: datetime) -> None:
         """A person says what the unknown of a settled shard was billed: it is confirmed as wasted, the rest comes back.
@@ -417,7 +404,7 @@ class Ledger:
                 raise NotFound(what="settled shard with unknown money", name=shard)
             why = "a person says what it was billed"
             for budget in json.loads(row["budgets"]):
-                _move(
+                entries.move(
                     tx,
                     now,
                     budget,
@@ -429,10 +416,10 @@ class Ledger:
                     spent_micros=micros,
                 )
                 rest = {"held_micros": min(micros, held) - held, "held_tokens": -held_tokens}
-                _move(tx, now, budget, row["job"], shard, "release", why, **rest)
-                _freeze_if_passed(tx, budget, f"shard {shard} was billed more than was held for it", now)
+                entries.move(tx, now, budget, row["job"], shard, "release", why, **rest)
+                entries.freeze_if_passed(tx, budget, f"shard {shard} was billed more than was held for it", now)
             tx.run("shard_billed", id=shard, micros=micros)
-            _journal(tx, now, row["job"], shard, "billed", why, micros=micros)
+            entries.journal(tx, now, row["job"], shard, "billed", why, micros=micros)
 
     # ------------------------------------------------------------------------------------------------ ending, settling
 
@@ -441,14 +428,16 @@ class Ledger:
         with self.db.transaction("ended") as tx:
             self._step(tx, shard, S.ENDED, now)
             tx.run("shard_ended", id=shard.id, batch=_batch_json(batch), at=to_us(now))
-            _journal(tx, now, shard.job, shard.id, "ended", f"the provider says {batch.status.value}", batch=batch.id)
+            entries.journal(
+                tx, now, shard.job, shard.id, "ended", f"the provider says {batch.status.value}", batch=batch.id
+            )
 
     def fetched(self, shard: Shard, raw_blobs: Sequence[str], now: datetime) -> None:
         """The raw output is stored; from here on nothing of it can be lost. The caller keeps the shard."""
         with self.db.transaction("fetched") as tx:
             if not tx.count("shard_fetched", id=shard.id, fence=shard.fence, raw_blobs=json.dumps(list(raw_blobs))):
                 raise LeaseLost(shard=shard.id)
-            _journal(tx, now, shard.job, shard.id, "fetched", "raw output stored", blobs=list(raw_blobs))
+            entries.journal(tx, now, shard.job, shard.id, "fetched", "raw output stored", blobs=list(raw_blobs))
 
     def settle(self, shard: Shard, settlement: Settlement, now: datetime) -> None:
         """Results, cost, release and the shard that retries what may be retried: one transaction."""
@@ -495,14 +484,14 @@ class Ledger:
                 now,
             )
             _insert_shard(tx, shard.job, row["plan"], new, role="duplicate", state=S.SUBMITTED, token=shard.token)
-            chain = self._chain(tx, shard.job, now)
+            chain = _chain(tx, shard.job, now)
             tokens = shard.input_bound + shard.output_bound
             for budget in chain:
                 why = "a second batch of one shard"
-                _move(
+                entries.move(
                     tx, now, budget, shard.job, twin, "reserve", why, held_micros=shard.worst_micros, held_tokens=tokens
                 )
-                _freeze_if_passed(tx, budget, f"shard {shard.id} was sent twice", now)
+                entries.freeze_if_passed(tx, budget, f"shard {shard.id} was sent twice", now)
             tx.run(
                 "shard_reserved",
                 id=twin,
@@ -512,7 +501,7 @@ class Ledger:
                 budgets=json.dumps(chain),
             )
             tx.run("shard_submitted", id=twin, batch_id=batch.id, batch=_batch_json(batch), at=to_us(now))
-            _journal(
+            entries.journal(
                 tx,
                 now,
                 shard.job,
@@ -608,15 +597,6 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------------------- the parts
 
-    def _chain(self, tx: Tx, job: str, now: datetime) -> list[str]:
-        """The budgets a reservation of this job passes, from the narrowest: job <= project <= month."""
-        month = f"month:{now:%Y-%m}"
-        chain = [*json.loads(_one(tx, "job", "job", name=job)["chain"]), month]
-        for budget in chain[:-1]:
-            tx.run("budget_ensure", id=budget)
-        tx.run("budget_ensure_month", id=month)
-        return chain
-
     def _hold(self, tx: Tx, shard: Shard) -> None:
         """Raises LeaseLost unless the caller's fence and the state it saw are still the shard's."""
         row = tx.run("shard", id=shard.id)[0]
@@ -633,7 +613,7 @@ class Ledger:
     def _release(self, tx: Tx, shard: Shard, reason: str, now: datetime) -> None:
         row = tx.run("shard", id=shard.id)[0]
         for budget in json.loads(row["budgets"]):
-            _move(
+            entries.move(
                 tx,
                 now,
                 budget,
@@ -655,7 +635,7 @@ class Ledger:
         unknown_tokens = max(0, min(s.unknown_tokens, held_tokens - tokens))
         paid, paid_tokens = min(s.confirmed_micros, held), min(tokens, held_tokens)
         for budget in json.loads(row["budgets"]):
-            _move(
+            entries.move(
                 tx,
                 now,
                 budget,
@@ -668,7 +648,7 @@ class Ledger:
                 held_tokens=-paid_tokens,
                 spent_tokens=tokens,
             )
-            _move(
+            entries.move(
                 tx,
                 now,
                 budget,
@@ -680,7 +660,7 @@ class Ledger:
                 held_tokens=paid_tokens + unknown_tokens - held_tokens,
             )
             if s.confirmed_micros > held or tokens > held_tokens:
-                _freeze(
+                entries.freeze(
                     tx,
                     budget,
                     f"shard {shard.id} was billed ${format_usd(s.confirmed_micros)} against "
@@ -716,7 +696,7 @@ class Ledger:
             "unknown_micros": unknown,
             "retry": s.retry and s.retry.id,
         }
-        _journal(tx, now, shard.job, shard.id, "settled", s.reason, **facts)
+        entries.journal(tx, now, shard.job, shard.id, "settled", s.reason, **facts)
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
@@ -729,74 +709,19 @@ def _one(tx: Tx, statement: str, what: str, **params: Any) -> Row:
     return rows[0]
 
 
+def _chain(tx: Tx, job: str, now: datetime) -> list[str]:
+    return entries.chain(tx, json.loads(_one(tx, "job", "job", name=job)["chain"]), now)
+
+
 def _renew(tx: Tx, shard: Shard, now: datetime, lease_s: float) -> None:
     lease = to_us(now + timedelta(seconds=lease_s))
     if not tx.count("renew", id=shard.id, fence=shard.fence, now=to_us(now), lease=lease):
         raise LeaseLost(shard=shard.id)
 
 
-def _journal(
-    tx: Tx, now: datetime, job: str | None, shard: str | None, kind: str, reason: str, /, **facts: Any
-) -> None:
-    tx.run("journal", at=to_us(now), job=job, shard=shard, kind=kind, reason=reason, facts=_dumps(facts))
-
-
-def _entry(
-    tx: Tx,
-    now: datetime,
-    budget: str,
-    job: str,
-    shard: str | None,
-    kind: str,
-    reason: str,
-    /,
-    *,
-    held_micros: int = 0,
-    spent_micros: int = 0,
-    held_tokens: int = 0,
-    spent_tokens: int = 0,
-) -> None:
-    tx.run(
-        "entry",
-        at=to_us(now),
-        budget=budget,
-        job=job,
-        shard=shard,
-        kind=kind,
-        reason=reason,
-        held_micros=held_micros,
-        spent_micros=spent_micros,
-        held_tokens=held_tokens,
-        spent_tokens=spent_tokens,
-    )
-
-
-def _move(
-    tx: Tx, now: datetime, budget: str, job: str, shard: str | None, kind: str, reason: str, /, **amounts: int
-) -> None:
-    """A movement that is a fact: into the budget and into the entries, unless it moves nothing."""
-    if any(amounts.values()):
-        full = {k: amounts.get(k, 0) for k in ("held_micros", "spent_micros", "held_tokens", "spent_tokens")}
-        tx.run("budget_move", id=budget, **full)
-        _entry(tx, now, budget, job, shard, kind, reason, **full)
-
-
-def _freeze(tx: Tx, budget: str, why: str, now: datetime) -> None:
-    if tx.count("budget_freeze", id=budget, why=why):
-        _journal(tx, now, None, None, "budget_frozen", why, budget=budget)
-
-
-def _freeze_if_passed(tx: Tx, budget: str, why: str, now: datetime) -> None:
-    row = tx.run("budget", id=budget)[0]
-    micros, tokens = row["spent_micros"] + row["held_micros"], row["spent_tokens"] + row["held_tokens"]
-    over_micros = row["limit_micros"] is not None and micros > row["limit_micros"]
-    if over_micros or (row["limit_tokens"] is not None and tokens > row["limit_tokens"]):
-        _freeze(tx, budget, why, now)
-
-
 def _pause(tx: Tx, job: str, why: str, now: datetime) -> None:
     if tx.count("job_pause", name=job, why=why):
-        _journal(tx, now, job, None, "job_paused", why)
+        entries.journal(tx, now, job, None, "job_paused", why)
 
 
 def _room(tx: Tx, shard: Shard, limits: Limits, mark: MarkClass) -> None:
@@ -815,32 +740,6 @@ def _room(tx: Tx, shard: Shard, limits: Limits, mark: MarkClass) -> None:
         raise Crowded(
             why=f"another shard of {shard.n_lines} rows is in flight on {shard.account}, where only the count tells them apart"
         )
-
-
-def _refusal(tx: Tx, budget: str, shard: str, micros: int, tokens: int) -> BudgetExceeded | BudgetFrozen:
-    row = tx.run("budget", id=budget)[0]
-    if row["frozen"]:
-        return BudgetFrozen(budget=budget, why=row["frozen"])
-    return exceeded(row, f"shard {shard}", micros, tokens)
-
-
-def exceeded(budget: Row, what: str, micros: int, tokens: int) -> BudgetExceeded:
-    """The error that says how much was asked of a budget and how much of it is free."""
-    limit = budget["limit_micros"]
-    if limit is not None and budget["spent_micros"] + budget["held_micros"] + micros > limit:
-        free = limit - budget["spent_micros"] - budget["held_micros"]
-        return BudgetExceeded(
-            what=what,
-            needed=format_usd(micros),
-            free=format_usd(max(0, free)),
-            limit=format_usd(limit),
-            budget=budget["id"],
-        )
-    free = budget["limit_tokens"] - budget["spent_tokens"] - budget["held_tokens"]
-    text = f"{what} needs {tokens} tokens; {max(0, free)} of {budget['limit_tokens']} are free in {budget['id']}."
-    return BudgetExceeded(
-        text, what=what, needed=tokens, free=max(0, free), limit=budget["limit_tokens"], budget=budget["id"]
-    )
 
 
 def _insert_shard(
@@ -909,13 +808,4 @@ def _shard(row: Row) -> Shard:
 
 
 def _batch_json(batch: Batch) -> str:
-    return _dumps(batch_to_json(batch))
-
-
-def _dumps(value: Mapping[str, Any]) -> str:
-    """In the order of the value: that of an output schema's fields is the order of its columns."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
-
-
-def _plain(value: Any) -> Any:
-    raise LedgerError(f"our own mistake: {type(value).__name__} in a ledger text")
+    return entries.dumps(batch_to_json(batch))

@@ -135,11 +135,10 @@ def _job(document: Document, output: type[BaseModel] | None) -> types.Job:
     try:
         job = JobFile.model_validate(document.tree, context=document)
     except ValidationError as error:
-        found = error.errors(include_url=False)
+        found = [_fault(details) for details in error.errors(include_url=False)]
+        meant = {(*fault.loc[:-1], fault.meant) for fault in found if fault.meant}  # what is misspelt is not missing
         follow = {loc[: n + 1] for loc in unusable for n in range(len(loc))}  # what is unusable is not also wrong
-        # A misspelt field is not also missing.
-        follow |= {(*e["loc"][:-1], _meant(e["loc"])) for e in found if e["type"] == "extra_forbidden"}
-        document.faults += [_fault(e) for e in found if e["loc"] not in follow]
+        document.faults += [f for f in found if f.loc not in follow and not (f.absent and f.loc in meant)]
     if document.faults:
         raise SpecError(document.problems())
     return job.to_job(document.base_dir)
@@ -181,8 +180,8 @@ Usd = Annotated[
 ]
 
 
-def _document(info: ValidationInfo) -> _Document:
-    assert isinstance(info.context, _Document)
+def _document(info: ValidationInfo) -> Document:
+    assert isinstance(info.context, Document)
     return info.context
 
 
@@ -312,7 +311,7 @@ class JobFile(Section):
         if source := info.data.get("source"):
             if key is None and source.key is None:
                 why = "is required, here or at the top: the column that names a row"
-                _document(info).faults.append(_Fault(("source", "key"), why, absent=True))
+                _document(info).faults.append(Fault(("source", "key"), why, absent=True))
             if key is not None and source.key not in (None, key):
                 raise ValueError(f"found '{key}', but source.key is '{source.key}'")
         return key
@@ -327,11 +326,12 @@ class JobFile(Section):
         written: list[tuple[Loc, str, str]] = [(("prompt", i), m.role, m.content) for i, m in enumerate(prompt)]
         if (system := info.data.get("system")) is not None:
             written.insert(0, (("system",), "system", system))
-        read = [_read_template(content, (*loc, "content"), document) for loc, _, content in written]
-        messages = [(role, text) for (_, role, _), (text, _) in zip(written, read, strict=True)]
+        read = [(loc, role, *_read_template(text, (*loc, "content"), document)) for loc, role, text in written]
+        messages = [(role, text) for _, role, text, _ in read]
         for (i, *rest), message, line in prompt_faults(messages):
             assert isinstance(i, int)
-            document.faults.append(_Fault((*written[i][0], *rest), message, read[i][1], line))
+            loc, _, _, file = read[i]
+            document.faults.append(Fault((*loc, *rest), message, file, line))
         return tuple(MessageSection(role=role, content=text) for role, text in messages)
 
     @field_validator("output", mode="before", json_schema_input_type=Line | dict[str, Any] | None)
@@ -346,7 +346,7 @@ class JobFile(Section):
             if not isinstance(value, dict):
                 raise ValueError(f"not a JSON Schema: {dotted(tuple(error.instance_path))}: {error.message}") from None
             loc = ("output", *error.instance_path)
-            _document(info).faults.append(_Fault(loc, f"not a JSON Schema: {error.message}"))
+            _document(info).faults.append(Fault(loc, f"not a JSON Schema: {error.message}"))
             return schema
         if schema.get("type") != "object" and "$ref" not in schema:
             raise ValueError("an answer is an object, its properties become columns; expected `type: object`")
@@ -358,7 +358,7 @@ class JobFile(Section):
     @classmethod
     def _check_params(cls, params: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         params = _floats(params)
-        _document(info).faults += [_Fault(("params", *fault.path), fault.message) for fault in params_faults(params)]
+        _document(info).faults += [Fault(("params", *fault.path), fault.message) for fault in params_faults(params)]
         return params
 
     @field_validator("load")
@@ -401,16 +401,16 @@ class JobFile(Section):
 # ------------------------------------------------------------------------------------------- what fields point to
 
 
-def _read_template(text: str, loc: Loc, document: _Document) -> tuple[str, str | None]:
+def _read_template(text: str, loc: Loc, document: Document) -> tuple[str, str | None]:
     """The template and the file it was read from: one line that ends like a template's name is a path."""
     if "\n" in text or "{" in text or not text.endswith((".md", ".txt", ".j2", ".jinja")):
         return text, None
     path = document.base_dir / text
     try:
-        return _read_text(path), str(path)
-    except _Unreadable as error:
+        return read_text(path), str(path)
+    except Unreadable as error:
         hint = "a prompt that is no path goes in a block: `prompt: |`"
-        document.faults.append(_Fault(loc, f"'{path}' {error}; {hint}"))
+        document.faults.append(Fault(loc, f"'{path}' {error}; {hint}"))
         return "unread", None
 
 
@@ -425,8 +425,8 @@ def _read_schema(value: object, base_dir: Path) -> dict[str, Any]:
     elif isinstance(value, str) and value.endswith(".json"):
         path = base_dir / value
         try:
-            schema = json.loads(_read_text(path))
-        except _Unreadable as error:
+            schema = json.loads(read_text(path))
+        except Unreadable as error:
             raise ValueError(f"'{path}' {error}") from None
         except (JSONDecodeError, RecursionError) as error:
             raise ValueError(f"'{path}' is not JSON: {error}") from None
@@ -439,14 +439,15 @@ def _read_schema(value: object, base_dir: Path) -> dict[str, Any]:
 
 def _import_model(module_name: str, name: str, base_dir: Path) -> type[BaseModel]:
     """Raises ValueError, also for whatever the user's module raises."""
-    sys.path.insert(0, str(base_dir.resolve()))
+    folder = str(base_dir.resolve())
+    sys.path.insert(0, folder)
     try:
         importlib.invalidate_caches()
         module = importlib.import_module(module_name)
     except Exception as error:  # the module is the user's code, and may raise anything
         raise ValueError(f"'{module_name}' cannot be imported: {type(error).__name__}: {error}") from None
     finally:
-        sys.path.remove(str(base_dir.resolve()))
+        sys.path.remove(folder)
     here = base_dir.joinpath(*module_name.split(".")).with_suffix(".py")
     if here.exists() and not (module.__file__ and here.samefile(module.__file__)):
         raise ValueError(f"'{module_name}' is already imported from {module.__file__}, so {here} cannot be")
@@ -476,9 +477,7 @@ def _is_same_file(base_dir: Path, a: str, b: str) -> bool:
     if "-" in (a, b) or "://" in a or "://" in b:
         return False
     first, second = base_dir / a, base_dir / b
-    if first.resolve() == second.resolve():
-        return True
-    return first.exists() and second.exists() and first.samefile(second)
+    return first.resolve() == second.resolve() or (first.exists() and second.exists() and first.samefile(second))
 
 
 _CRON_FIELDS = (
@@ -519,10 +518,31 @@ def _floats(value: Any) -> Any:
 # ----------------------------------------------------------------------------------------------------- what was wrong
 
 
-# Words of other tools and of earlier drafts.
-_MEANT = {"route": "tier", "live": "standard", "cap": "budget", "attempts": "retry", "cron": "schedule"}
-_MEANT |= {"input": "source", "dataset": "source", "messages": "prompt", "template": "prompt", "schema": "output"}
-_MEANT |= dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_output_tokens")
+def _fault(error: ErrorDetails) -> Fault:
+    """A finding of pydantic in our words: what was found, what was expected, did you mean."""
+    loc, kind, context = error["loc"], error["type"], error.get("ctx", {})
+    section = _section(loc[:-1])
+    if kind == "missing":
+        return Fault(loc, f"is required: {section.model_fields[str(loc[-1])].description}", absent=True)
+    if kind == "extra_forbidden":
+        names = [f.alias or n for n, f in section.model_fields.items()]
+        word = _ours(str(loc[-1]), names)
+        hint = did_you_mean(word, names) or ("" if section is JobFile else f"; expected {', '.join(names)}")
+        return Fault(loc, f"unknown field{hint}", of_key=True, meant=nearest(word, names))
+    if kind == "value_error":
+        return Fault(loc, str(context["error"]))
+    found = f"found {_found(error['input'])}"
+    if kind in ("literal_error", "enum"):
+        words = re.findall("'([^']+)'", context["expected"])
+        hint = did_you_mean(_ours(str(error["input"]), words), words)
+        return Fault(loc, f"{found}; expected {context['expected']}{hint}")
+    expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else error["msg"]
+    if len(loc) == 1:
+        expected = _EXPECTED_IN.get(loc[0], expected)
+    quotes = "; put it in quotes" if kind == "string_type" and isinstance(error["input"], int | Decimal) else ""
+    return Fault(loc, f"{found}; expected {expected}{quotes}")
+
+
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -537,8 +557,6 @@ _EXPECTED = {
     "less_than_equal": "at most {le}",
     "string_pattern_mismatch": "at most 63 lower-case letters, digits, '.', '_' and '-', a letter or digit first",
 }
-
-
 _EXPECTED_IN: dict[str | int, str] = {
     "source": "a path or a mapping",
     "prompt": "text or a list of messages",
@@ -548,42 +566,21 @@ _EXPECTED_IN: dict[str | int, str] = {
 }
 
 
-def _fault(error: ErrorDetails) -> _Fault:
-    """A finding of pydantic in our words: what was found, what was expected, did you mean."""
-    loc, kind, context = error["loc"], error["type"], error.get("ctx", {})
-    section = _section(loc[:-1])
-    if kind == "missing":
-        return _Fault(loc, f"is required: {section.model_fields[str(loc[-1])].description}", absent=True)
-    if kind == "extra_forbidden":
-        names = [f.alias or n for n, f in section.model_fields.items()]
-        meant, hint = _meant(str(loc[-1]), names)
-        expected = "" if meant or section is JobFile else f"; expected {', '.join(names)}"
-        return _Fault(loc, f"unknown field{hint}{expected}", of_key=True, meant=meant)
-    if kind == "value_error":
-        return _Fault(loc, str(context["error"]))
-    found = f"found {_found(error['input'])}"
-    if kind in ("literal_error", "enum"):
-        expected = str(context["expected"])
-        hint = _meant(str(error["input"]), re.findall("'([^']+)'", expected))[1]
-        return _Fault(loc, f"{found}; expected {expected}{hint}")
-    expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else error["msg"]
-    if len(loc) == 1:
-        expected = _EXPECTED_IN.get(loc[0], expected)
-    quotes = "; put it in quotes" if kind == "string_type" and isinstance(error["input"], int | Decimal) else ""
-    return _Fault(loc, f"{found}; expected {expected}{quotes}")
-
-
 def _section(loc: Loc) -> type[Section]:
     """The model of the mapping at `loc`."""
     kind = JobFile.model_fields[str(loc[0])].annotation if loc else JobFile
     return next(k for k in (kind, *get_args(kind), JobFile) if isinstance(k, type) and issubclass(k, Section))
 
 
-def _meant(word: str, words: list[str]) -> tuple[str | None, str]:
-    """The word that was probably meant, and the question after it."""
-    other = _MEANT.get(word)
-    hint = f"; did you mean '{other}'?" if other in words else did_you_mean(word, words)
-    return (hint.split("'")[1] if hint else None), hint
+def _ours(word: str, words: list[str]) -> str:
+    """Our word for another tool's, or an earlier draft's, where ours is one of `words`."""
+    ours = _OURS.get(word)
+    return ours if ours in words else word
+
+
+_OURS = {"route": "tier", "live": "standard", "cap": "budget", "attempts": "retry", "cron": "schedule"}
+_OURS |= {"input": "source", "dataset": "source", "messages": "prompt", "template": "prompt", "schema": "output"}
+_OURS |= dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_output_tokens")
 
 
 def _found(value: object) -> str:

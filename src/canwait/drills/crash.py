@@ -93,7 +93,7 @@ def run(url: str | None = None) -> dict[str, Any]:
     return report.result("crash", words)
 
 
-def drill_crash(url: str, *, folder: Path, sample: int | None = None, seed: int = 0, workers: int = 4) -> Report:
+def drill_crash(url: str, *, folder: Path, sample: int | None = None, seed: int = 0, workers: int = 6) -> Report:
     """Kill one process at each point, or at a seeded sample of them; the points are what an undisturbed run passes."""
     began, report = time.monotonic(), Report()
     trace = folder / "points"
