@@ -148,7 +148,8 @@ class Ledger:
                 tx.run("job_deadline", name=plan.job, deadline=to_us(plan.deadline))
             elif not tx.count("job_reopen", revision=plan.revision, **facts):
                 return False
-            tx.run("job_resume", name=plan.job)
+            if tx.count("job_resume", name=plan.job):
+                entries.journal(tx, now, plan.job, None, "job_resumed", "a person ran it again")
             tx.run("budget_limit", id=f"job:{plan.job}", micros=plan.budget.micros, tokens=plan.budget.tokens)
             _chain(tx, plan.job, now)
             if tx.run("plan", job=plan.job, digest=plan.digest):
