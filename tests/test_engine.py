@@ -143,6 +143,16 @@ def test_the_settle_time_counts_from_the_create(world: Callable[..., World]) -> 
     nothing_was_paid_twice(w)
 
 
+def test_a_slow_listing_proves_only_what_it_showed_when_it_was_asked_for(world: Callable[..., World]) -> None:
+    """A listing asked for before the settle time and answered after it is no proof of absence."""
+    w = world(faults={"submit": [LOST_REPLY]})
+    w.engine.pace = replace(w.engine.pace, lease_s=20 * SETTLE_S)
+    w.provider.lag_s, w.provider.listing_s = SETTLE_S - 1, 2 * SETTLE_S
+    w.run()
+    assert len(w.sent) == 1
+    nothing_was_paid_twice(w)
+
+
 @pytest.mark.parametrize("mark", [MarkClass.FINDABLE, MarkClass.UNMARKED])
 def test_while_the_fate_is_unknown_nothing_is_sent_and_the_money_is_held(
     world: Callable[..., World], mark: MarkClass
@@ -623,6 +633,7 @@ def test_out_of_credit_in_the_middle_keeps_what_is_paid(world: Callable[..., Wor
     w.run()
     assert w.sent == [[0, 1, 2, 3], [2, 3]]
     assert w.outcomes == ["OK"] * 4
+    assert {s["attempt"] for s in w.ledger.query("shards", job="job")} == {1}  # an empty account is nobody's attempt
     nothing_was_paid_twice(w)
 
 

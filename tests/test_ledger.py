@@ -6,6 +6,7 @@ import re
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -258,32 +259,47 @@ def test_what_may_have_been_billed_stays_held(opened: Ledger) -> None:
     assert opened.query("job_money", job="job")[0]["unknown_micros"] == 25
 
 
-def test_two_callers_cannot_both_have_the_last_money(ledger_url: str) -> None:
-    """Eight connections reserve at once under one limit: exactly as many succeed as fit."""
-    callers = [Ledger(connect(ledger_url)) for _ in range(8)]
+def reserve_at_once(callers: list[Ledger]) -> tuple[int, int]:
+    """Each caller reserves 100 micros at the same moment, under a limit of 350: how many were granted, and what is held."""
     callers[0].open_plan(plan_of(*(new_shard(f"s{i}") for i in range(8)), micros=350), NOW)
-    shards = [claimed(callers[0]) for _ in range(8)]
-    start, granted = threading.Barrier(8), []
+    shards = [claimed(callers[0]) for _ in callers]
+    start = threading.Barrier(len(callers))
+    granted = []
 
     def reserve(caller: Ledger, shard: Shard) -> None:
         start.wait()
-        try:
+        with suppress(BudgetExceeded):
             caller.begin_submit(shard, LIMITS, B, NOW)
             granted.append(shard.id)
-        except BudgetExceeded:
-            pass
 
     threads = [threading.Thread(target=reserve, args=pair) for pair in zip(callers, shards, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-
-    assert len(granted) == 3
-    assert money(callers[0]) == (300, 0)
     assert callers[0].check() == []
+    return len(granted), money(callers[0])[0]
+
+
+@pytest.fixture
+def eight(ledger_url: str) -> Iterator[list[Ledger]]:
+    callers = [Ledger(connect(ledger_url)) for _ in range(8)]
+    yield callers
     for caller in callers:
         caller.close()
+
+
+def test_two_callers_cannot_both_have_the_last_money(eight: list[Ledger]) -> None:
+    """Eight connections reserve at once under one limit: exactly as many succeed as fit."""
+    assert reserve_at_once(eight) == (3, 300)
+
+
+def test_it_is_the_compare_and_swap_that_holds_the_limit(eight: list[Ledger]) -> None:
+    """Take the condition out of the reservation, and on either database the same eight pass the limit."""
+    for caller in eight:
+        sql = caller.db._statements["budget_reserve"]
+        caller.db._statements["budget_reserve"] = sql[: sql.index("AND frozen")]
+    assert reserve_at_once(eight) == (8, 800)
 
 
 # ---------------------------------------------------------------------------------------------------------- claiming

@@ -81,6 +81,7 @@ class Scripted(FakeProvider):
         self.upload_s = 0.0  # how long an upload takes
         self.travels_s = 0.0  # how long a create takes to land after it was sent
         self.lag_s = 0.0  # a batch is listed this much later
+        self.listing_s = 0.0  # how long a listing travels after it was taken
         self.factor = 1  # what is billed of a batch created now, times this
         self.factors: dict[bytes, int] = {}
         self.seen: Counter[str] = Counter()  # calls by verb
@@ -99,7 +100,9 @@ class Scripted(FakeProvider):
 
     def find(self, shard: ShardFile) -> Sequence[Batch]:
         self.seen["find"] += 1
-        return super().find(shard)
+        found = super().find(shard)
+        self.clock.sleep(self.listing_s)
+        return found
 
     def poll(self, batch_id: str) -> Batch:
         self.seen["poll"] += 1

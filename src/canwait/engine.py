@@ -188,6 +188,7 @@ class Engine:
 
     def _find(self, shard: Shard, provider: Provider, file: ShardFile, intent: Intent) -> None:
         """A create's reply was lost: here it is, certainly absent, or not to be told yet. Until then the money stays held."""
+        asked_at = self.clock.now()  # a slow listing shows what was there when it was asked for, not when it came
         try:
             batches = provider.find(file)
         except KeyRefused:
@@ -209,7 +210,7 @@ class Engine:
                 self.ledger.duplicate(shard, twin, now)
             return
         settled = (intent.last_try or now) + timedelta(seconds=provider.limits(self.ledger.terms(shard).model).settle_s)
-        if now < settled:
+        if asked_at < settled:
             why = f"fate unknown: not listed; certain at {settled:%H:%M:%S} UTC"
             self.ledger.wait(shard, min(self._later(provider, shard), settled), why, now)
         else:

@@ -80,16 +80,18 @@ def decide(fates: Mapping[int, Fate], batch: Batch, *, attempt: int, attempts: i
     )
     untried = was_never_run(batch)
     again: list[int] = []
+    tried = False  # whether sending again is another attempt; after a full queue or an empty account it is the same one
     outcomes: dict[int, Outcome] = {}
     for line, fate in fates.items():
         rule = retry(fate.outcome, fate.cause)
         may = rule is Retry.PAUSE or (rule is Retry.AGAIN and (untried or attempt < attempts))
         if may and sending:
             again.append(line)
+            tried |= rule is Retry.AGAIN and not untried
             outcomes[line] = Outcome.PENDING
         else:
             outcomes[line] = fate.outcome
-    return Verdict(outcomes, tuple(again), attempt if untried else attempt + 1, pause)
+    return Verdict(outcomes, tuple(again), attempt + tried, pause)
 
 
 def batch_usage_counts(batch: Batch, rows: Usage) -> bool:
