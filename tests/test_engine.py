@@ -329,7 +329,8 @@ def test_a_create_that_lands_after_takeover_is_cancelled_and_its_bill_is_booked(
     assert len(w.sent) == 2
     assert w.kinds().count("submitted") == 1
 
-    w.run()
+    w.provider.unread = 3  # a listing that cannot be read at the end is asked for again
+    w.engine.run("job")
     first, second = w.provider.batches.values()
     assert {first.cancelled_at is None, second.cancelled_at is None} == {True, False}
     assert w.outcomes == ["OK"] * 4
@@ -337,6 +338,18 @@ def test_a_create_that_lands_after_takeover_is_cancelled_and_its_bill_is_booked(
     assert w.figures["wasted_micros"] > 0
     assert w.figures["submissions"] == 2
     assert "duplicate" in w.kinds()
+
+
+def test_a_listing_that_is_never_read_does_not_keep_a_finished_job_open(world: Callable[..., World]) -> None:
+    """The search for twins is given up after some tries; the job ends, and the next run asks again."""
+    w = world(faults={"submit": broken(Ambiguous("timed out"), 1)})
+    w.until("settled")
+    w.provider.unread, before = 10_000, w.provider.seen["find"]
+    assert w.engine.run("job", until=w.now + timedelta(hours=1))
+    assert 1 < w.provider.seen["find"] - before < 10
+    w.provider.unread = 0
+    assert w.engine.run("job")
+    nothing_was_paid_twice(w)
 
 
 def test_a_create_that_lands_after_the_shard_was_given_up_is_found(world: Callable[..., World]) -> None:

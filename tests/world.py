@@ -18,6 +18,7 @@ from canwait.db import connect
 from canwait.drills.histories import PRICE, TERMS, VirtualClock
 from canwait.drills.small import SmallJob, outcomes, plan_small
 from canwait.engine import Engine, Pace
+from canwait.errors import CannotTell
 from canwait.ledger import Ledger
 from canwait.price import cost_micros, worst_micros
 from canwait.providers.fake import FakeBatch, FakeProvider
@@ -81,6 +82,7 @@ class Scripted(FakeProvider):
         self.upload_s = 0.0  # how long an upload takes
         self.travels_s = 0.0  # how long a create takes to land after it was sent
         self.lag_s = 0.0  # a batch is listed this much later
+        self.unread = 0  # so many listings cannot be read
         self.listing_s = 0.0  # how long a listing travels after it was taken
         self.factor = 1  # what is billed of a batch created now, times this
         self.factors: dict[bytes, int] = {}
@@ -100,6 +102,9 @@ class Scripted(FakeProvider):
 
     def find(self, shard: ShardFile) -> Sequence[Batch]:
         self.seen["find"] += 1
+        if self.unread:
+            self.unread -= 1
+            raise CannotTell("the listing answered 500")
         found = super().find(shard)
         self.clock.sleep(self.listing_s)
         return found
@@ -232,7 +237,7 @@ class World:
         while self.now <= limit:
             self.engine.tick("job")
             due, n_open = self.ledger.next_due("job")
-            if not n_open and self.engine.sweep("job"):
+            if not n_open and not self.engine.sweep("job"):
                 break
             self.clock.at = max(self.now + timedelta(milliseconds=1), due or self.now)
         assert self.ledger.check() == []

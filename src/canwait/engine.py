@@ -49,6 +49,7 @@ from .settling import Fate
 from .types import Batch, Intent, MarkClass, Outcome, Price, Shard, ShardFile, ShardState, Terms
 
 S = ShardState
+_SWEEPS = 5  # a listing that cannot be read so often does not keep a finished job open; the next run asks again
 _GONE_S = 3600  # a batch whose results the provider does not know this long after its end is taken as lost
 
 
@@ -82,18 +83,23 @@ class Engine:
 
     def run(self, job: str, *, until: datetime | None = None, watch: Callable[[], None] = lambda: None) -> bool:
         """Tick until nothing of a job is open. False: `until` came first, and the job goes on. Never spends twice on a re-run."""
+        unread = 0
         while True:
             self.tick(job, until=until, watch=watch)
             due, n_open = self.ledger.next_due(job)
             if not n_open:
-                if self.sweep(job):
+                found = self.sweep(job)
+                unread += found is None
+                if found is False or unread == _SWEEPS:
                     return True
-                continue
+                if found:
+                    continue
             now = self.clock.now()
             if until is not None and now >= until:
                 return False
             watch()
-            self.clock.sleep(min(max(0.0, ((due or now) - now).total_seconds()), self.pace.poll_s or 1.0, 1.0) or 0.001)
+            wait_s = (due - now).total_seconds() if due else 1.0
+            self.clock.sleep(max(0.001, min(wait_s, self.pace.poll_s or 1.0, 1.0)))
 
     def tick(
         self, job: str | None = None, *, until: datetime | None = None, watch: Callable[[], None] = lambda: None
@@ -123,12 +129,13 @@ class Engine:
         except LeaseLost:
             return
 
-    def sweep(self, job: str) -> bool:
+    def sweep(self, job: str) -> bool | None:
         """Look for second batches of one token before a job ends; found ones are cancelled and their bill is booked.
 
-        True when the job may end: nothing was found. Only a shard with more creates begun than batches known can have one.
+        Whether any was found; None when a listing could not be read. Only a shard with more creates begun than batches
+        known can have one.
         """
-        found = False
+        found, unread = False, False
         for row in self.ledger.query("tried_again", job=job):
             shard = self.ledger.shard(row["id"])
             provider = self.provider(shard)
@@ -137,12 +144,13 @@ class Engine:
             try:
                 batches = provider.find(self._file(shard, provider))
             except ProviderError:
-                continue  # the listing cannot be read now; whoever ticks the ledger next asks again
+                unread = True
+                continue
             for batch in batches:
                 if batch.id != shard.batch_id:
                     self.ledger.duplicate(shard, batch, self.clock.now())
                     found = True
-        return not found
+        return True if found else None if unread else False
 
     # ------------------------------------------------------------------------------------------------------ the steps
 

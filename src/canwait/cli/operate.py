@@ -29,7 +29,7 @@ output:
   properties: {{label: {{type: string, enum: [question, complaint, praise]}}}}
   required: [label]
   additionalProperties: false
-max_output_tokens: 20                      # no bound, no worst case
+max_output_tokens: 64                      # no bound, no worst case
 urgency: batch                             # sync | near_real_time | batch
 deadline: 24h
 budget: {{usd: 1.00, on_exceed: refuse}}     # refuse | trim | ask

@@ -284,7 +284,7 @@ class History:
 
     def _swept(self) -> bool:
         try:
-            return self.engines[0].sweep(self.job)
+            return self.engines[0].sweep(self.job) is False
         except Killed:
             self.result.n_kills += 1
             return False
