@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from .. import views
-from ..errors import NotFound
+from ..errors import CanwaitError, NotFound
 from .face import Face, money, printable
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def progress(face: Face, client: Client, job: str) -> Iterator[Callable[[], None
         except NotFound:
             return  # not opened yet
         if bar:
-            bar(figures)
+            bar.draw(figures)
         elif set(figures.blocked) - set(held):
             face.note("waiting: " + "; ".join(printable(b) for b in figures.blocked if b not in held))
         elif now - last_line >= 60 and not face.as_json:
@@ -49,8 +50,10 @@ def progress(face: Face, client: Client, job: str) -> Iterator[Callable[[], None
     try:
         yield watch
     finally:
-        if bar:
-            sys.stderr.write("\n")
+        if bar and last_look:
+            with suppress(CanwaitError):  # what went wrong is told by the error itself
+                bar.draw(views.figures(client.ledger, job))
+            bar.close()
 
 
 def line(f: views.Figures) -> str:
@@ -62,23 +65,41 @@ def line(f: views.Figures) -> str:
     )
 
 
-def _bar() -> Callable[[views.Figures], None]:
-    """rich where it is installed (`canwait[terminal]`), else one line written over itself."""
-    try:
+class _Line:
+    """One line written over itself, where rich is not installed."""
+
+    def draw(self, figures: views.Figures) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r\x1b[K{line(figures)[:width]}", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        print(file=sys.stderr)
+
+
+class _Bar:
+    """rich's bar, with what a job's line says behind it."""
+
+    def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
+
+        text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+        self._progress = Progress(BarColumn(20), text, console=Console(stderr=True), auto_refresh=False)
+        self._task = self._progress.add_task("", total=None)
+
+    def draw(self, figures: views.Figures) -> None:
+        self._progress.start()
+        done = figures.rows - figures.pending
+        self._progress.update(self._task, total=figures.rows, completed=done, description=line(figures), refresh=True)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _bar() -> _Bar | _Line:
+    """rich where it is installed (`canwait[terminal]`)."""
+    try:
+        return _Bar()
     except ImportError:
-        return lambda f: print(f"\r\x1b[K{line(f)[:150]}", end="", file=sys.stderr, flush=True)
-    console = Console(stderr=True)
-
-    def draw(f: views.Figures) -> None:
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(
-            ProgressBar(total=max(1, f.rows), completed=f.rows - f.pending, width=28), line(f).replace("[", "(")
-        )
-        sys.stderr.write("\r\x1b[K")
-        console.print(grid, end="", overflow="ellipsis", no_wrap=True, markup=False)
-        sys.stderr.write("\x1b[1A\r" if console.width < 20 else "\r")
-
-    return draw
+        return _Line()
