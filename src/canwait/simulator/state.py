@@ -63,8 +63,10 @@ class State:
         self._salt = f"{seed}/{self._number('born_us')}"
 
     def close(self) -> None:
-        self._closing.set()
-        for worker in list(self._workers.values()):
+        with self._lock:  # from here on no worker starts
+            self._closing.set()
+            workers = list(self._workers.values())
+        for worker in workers:
             worker.join()
         with self._lock:
             self._db.close()
@@ -287,6 +289,8 @@ class State:
         if phase not in ENDED or batch.outcome is not None:
             return batch, phase
         with self._lock:
+            if self._closing.is_set():
+                raise Stopped  # a request that outlived its server
             worker = self._workers.get(batch.id)
             if worker is None or not worker.is_alive():
                 worker = threading.Thread(target=self._work, args=(batch.id,), name=batch.id, daemon=True)
