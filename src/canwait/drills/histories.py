@@ -274,10 +274,11 @@ class History:
         """
         if self.depth == 0 and len(self.engines) > 1:
             self.depth += 1
-            temper, self.provider.temper = self.provider.temper, replace(self.provider.temper, slow_create=0.0)
+            temper = self.provider.temper
+            self.provider.temper = replace(temper, slow_create=0.0, slow_upload=0.0)
             for _ in range(self.rng.randrange(4)):
                 self._step(1)
-            self.provider.temper = replace(self.provider.temper, slow_create=temper.slow_create)
+            self.provider.temper = temper
             self.depth -= 1
 
     def _resume(self) -> bool:

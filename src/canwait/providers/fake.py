@@ -31,6 +31,7 @@ class Temper:
     out_of_credit: float = 0.0
     lost_reply: float = 0.0  # the batch is there, its reply is not
     lost_request: float = 0.0  # the same error, and no batch
+    slow_upload: float = 0.0  # the upload takes up to 4 x settle_s, others may act meanwhile, then comes the create
     slow_create: float = 0.0  # the create lands long after it was sent, others may act meanwhile
     listing_lag_s: int = 0  # at most; a new batch is listed this much later
     poll_error: float = 0.0
@@ -94,6 +95,9 @@ class FakeProvider:
             bodies = [line.rstrip(b"\n") for line in file]
         if self._happens(self.temper.unreachable):
             raise Unreachable("connection refused")
+        if self.temper.slow_upload and self._happens(self.temper.slow_upload):
+            self.clock.sleep(self.rng.uniform(0, 4 * self.settle_s))
+            self.during_create()
         guard()
         if self._happens(self.temper.busy):
             raise Busy("429", retry_after_s=self.rng.choice([None, 5.0]))
