@@ -91,7 +91,7 @@ def settlement(
     **facts: Any,
 ) -> Settlement:
     known = dict(outcomes=dict(enumerate(outcomes)), results_blob="results", confirmed_micros=confirmed, wasted_micros=0,
-                 unknown_micros=unknown, input_tokens=tokens, output_tokens=0, unknown_tokens=0, retry=None, pause=None,
+                 unknown_micros=unknown, input_tokens=tokens, output_tokens=0, unknown_tokens=0, retries=(), pause=None,
                  reason="batch completed", facts={})  # fmt: skip
     return Settlement(**{**known, **facts})
 

@@ -92,7 +92,8 @@ def test_a_missing_column_is_a_planning_error(office: Desk) -> None:
     [
         ("out.xlsx", ".xlsx"),
         ("rows.csv", "source"),
-        ("s3://bucket/x.parquet", "files only"),
+        ("ftp://bucket/x.parquet", "no address"),
+        ("sqlite:///a.db", "`table`"),
         ("rows.csv/x.csv", "folder"),
     ],
 )

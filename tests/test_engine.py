@@ -30,6 +30,7 @@ from canwait.errors import (
     NotFound,
     OutOfCredit,
     Rejected,
+    TooLarge,
     Unreachable,
 )
 from canwait.lifecycle import CAUSES, Retry
@@ -195,6 +196,20 @@ def test_a_rejected_batch_ends_its_rows_and_frees_its_money(world: Callable[...,
     assert (w.outcomes, w.states, w.money) == (["FAILED"] * 3, ["refused"], (0, 0))
     assert w.causes() == ["invalid_request"] * 3
     assert w.sent == []
+
+
+@pytest.mark.parametrize("mark", MarkClass)
+def test_a_shard_too_large_is_sent_in_halves(world: Callable[..., World], mark: MarkClass) -> None:
+    """A 413 on create ends no row: the shard is refused, its money comes back, and its halves are sent instead."""
+    w = world(mark=mark, faults={"submit": broken(TooLarge("413: too large"), 2)}).run()
+    assert (w.outcomes, w.states.count("refused")) == (["OK"] * 3, 2)
+    nothing_was_paid_twice(w)
+
+
+def test_a_row_that_is_too_large_alone_ends(world: Callable[..., World]) -> None:
+    """When even single rows are too large they fail with the provider's words, and nothing is held."""
+    w = world(faults={"submit": broken(TooLarge("413: too large"), 99)}).run()
+    assert (w.outcomes, w.causes(), w.money) == (["FAILED"] * 3, ["invalid_request"] * 3, (0, 0))
 
 
 def test_a_refused_key_stops_and_holds_nothing(world: Callable[..., World]) -> None:
@@ -842,7 +857,7 @@ def test_a_long_step_keeps_its_shard(tmp_path: Path) -> None:
     assert len(taken) > 5
     assert not any(taken)
     assert w.states == ["submitted"]
-    assert threading.active_count() == 1
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lease")]
 
 
 def test_a_killed_process_leaves_no_half_blob(world: Callable[..., World], tmp_path: Path) -> None:

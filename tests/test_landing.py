@@ -191,6 +191,9 @@ LABEL = {
 }
 
 
+WHOLE = {"type": "object", "properties": {"n": {"type": ["integer", "null"]}}, "unevaluatedProperties": False}
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -210,6 +213,18 @@ def test_an_answer_is_checked_against_its_schema(text: str, problem: str | None)
     """What fits is OK; anything else, however hostile, is one clear sentence that names the place."""
     found = checker(LABEL)(text)
     assert found is None if problem is None else problem in str(found)
+
+
+@pytest.mark.parametrize("n", [-(2**63), 2**63 - 1, 3.0, None, 0])
+def test_an_integer_of_64_bits_fits(n: Any) -> None:
+    """The bound is that of a column, to the last integer; a schema's own `allOf` and references hold beside it."""
+    schema = {"$ref": "#/$defs/answer", "allOf": [{"required": ["n"]}], "$defs": {"answer": {"$defs": {}, **WHOLE}}}
+    check = checker(schema)
+    assert check(json.dumps({"n": n})) is None
+    assert str(check(json.dumps({"n": 2**63}))).startswith("n: ")
+    assert str(check(json.dumps({"n": -(2**63) - 1}))).startswith("n: ")
+    assert "required" in str(check("{}"))
+    assert "'other'" in str(check('{"n": 1, "other": 2}'))
 
 
 def test_without_a_schema_every_text_is_an_answer() -> None:

@@ -497,7 +497,7 @@ def test_settling_is_one_transaction(opened: Ledger, ledger_url: str) -> None:
     shard = over(opened)
     opened.fetched(shard, ["raw"], NOW)
     retry = new_shard("s1-2", n_lines=1, root="s1", attempt=2)
-    what = settlement([Outcome.OK, Outcome.FAILED, Outcome.PENDING], retry=retry)
+    what = settlement([Outcome.OK, Outcome.FAILED, Outcome.PENDING], retries=(retry,))
 
     def die(where: str) -> None:
         raise RuntimeError(where)

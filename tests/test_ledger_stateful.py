@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 from canwait.clock import to_us
 from canwait.db import Row, connect
 from canwait.errors import BudgetExceeded, BudgetFrozen, Crowded, InvalidMove, LeaseLost, NotFound
-from canwait.ledger import Ledger, Settlement
+from canwait.ledger import Ledger, NewShard, Settlement
 from canwait.lifecycle import allowed
 from canwait.types import BatchStatus, Event, MarkClass, Outcome, Shard, ShardState
 from opened import LIMITS, after, new_shard, plan_of, running
@@ -284,13 +284,16 @@ class LedgerMachine(RuleBasedStateMachine):
         lines = [line for line, outcome in enumerate(vector) if outcome == Outcome.PENDING]
         ends = dict(zip(lines[: shard.n_lines], outcomes, strict=False)) if shard.role == "work" else {}
         failed = [line for line, outcome in ends.items() if outcome is not Outcome.OK]
-        retry = None
+        retries: tuple[NewShard, ...] = ()
         if again and failed:
             self.n += 1
             retry = replace(new_shard(f"{shard.root}-{self.n}", n_lines=len(failed), root=shard.root), attempt=2)
+            retries = (retry,)
             ends |= dict.fromkeys(failed, Outcome.PENDING)
         unknown = bill // 3 if again else 0
-        return Settlement(ends, "results", bill, 0, unknown, bill // 2, 0, unknown, retry, None, "batch completed", {})
+        return Settlement(
+            ends, "results", bill, 0, unknown, bill // 2, 0, unknown, retries, None, "batch completed", {}
+        )
 
     def _again(self, shard: Shard, lines: list[int]) -> None:
         """A person asks for rows again; an answered or pending one among them keeps the whole shard from being opened."""

@@ -20,6 +20,7 @@ from canwait.tokens import counter
 from canwait.types import (
     BadRow,
     BudgetSpec,
+    Endpoint,
     Job,
     Limits,
     MarkClass,
@@ -31,7 +32,6 @@ from canwait.types import (
     ShardSpec,
     Source,
     Tier,
-    Tokens,
     Urgency,
 )
 
@@ -65,8 +65,45 @@ def test_batch_is_chosen_and_standard_shown_beside_it() -> None:
     batch, standard = plan.offers_for(JOB, "openai", LIMITS, priced(Tier.BATCH, Tier.STANDARD))
     assert (batch.tier, batch.chosen, batch.reason) == (Tier.BATCH, True, "answers or gives up within 24 h")
     assert (standard.tier, standard.chosen, standard.price) == (Tier.STANDARD, False, price(Tier.STANDARD))
-    assert standard.reason == "shown for comparison; this version runs openai on the batch tier only"
+    assert standard.reason == "shown for comparison"
     assert plan.choose(JOB, [standard, batch]) is batch
+
+
+EMBEDDING = replace(JOB, endpoint=Endpoint.EMBEDDINGS, max_output_tokens=0)
+
+
+@pytest.mark.parametrize(
+    "rates", [{"out": "2"}, {"out": "0", "steps": (PriceStep(9, Decimal(1), Decimal(1), None, None),)}]
+)
+def test_embeddings_are_bought_only_where_output_costs_nothing(rates: dict[str, Any]) -> None:
+    """A model that bills output, also only in long requests, is refused at the endpoint; one that bills none is taken."""
+
+    def offers(**facts: Any) -> tuple[Offer, ...]:
+        return plan.offers_for(EMBEDDING, "openai", LIMITS, lambda tier: price(tier, **facts))
+
+    free, paid = offers(out="0"), offers(**rates)
+    assert plan.choose(EMBEDDING, free).tier is Tier.BATCH
+    with pytest.raises(SpecError, match="openai/m-1 bills output, so it makes no embeddings") as caught:
+        plan.choose(EMBEDDING, paid)
+    assert [problem.field for problem in caught.value.problems] == ["endpoint"]
+    assert plan.choose(JOB, paid).tier is Tier.BATCH
+
+
+def test_an_embedding_is_expected_to_have_no_output() -> None:
+    """Whatever earlier rows tell, output is none, at its bound too, and that costs nothing."""
+    bytes_ = counter("openai", "unheard-of")
+    for earlier in (None, plan.Earlier(5, Decimal(0)), plan.Earlier(500, Decimal(0), Decimal("0.25"))):
+        expected = plan.expect(EMBEDDING, bytes_, earlier)
+        assert (expected.output(1_000), expected.output_basis) == (0, "an embedding has none")
+    assert plan.bound_micros([100, 200], 0, price(into="0.01", out="0")) == 3
+
+
+def test_the_endpoint_is_part_of_what_is_approved() -> None:
+    """The same prompt at another endpoint is another plan, and its rows are read anew."""
+    responses = replace(JOB, endpoint=Endpoint.RESPONSES)
+    assert plan.fingerprint_of(JOB, "f") != plan.fingerprint_of(responses, "f")
+    digests = {plan.digest_of(job, "/v1/x", price(), b"") for job in (JOB, responses, EMBEDDING)}
+    assert len(digests) == 3
 
 
 @pytest.mark.parametrize("provider", ["own", "local"])
@@ -96,11 +133,52 @@ def test_a_tier_without_a_price_is_not_bought() -> None:
 
 def test_tiers_that_this_version_does_not_run_are_refused() -> None:
     """A job that allows only other tiers is told which one there is."""
-    job = replace(JOB, tiers=(Tier.FLEX,))
-    offers = plan.offers_for(job, "openai", LIMITS, priced(Tier.FLEX, Tier.BATCH, Tier.STANDARD))
-    assert [offer.tier for offer in offers] == [Tier.FLEX, Tier.STANDARD]
-    with pytest.raises(SpecError, match=r"flex: .* runs openai on the batch tier only"):
+    job = replace(JOB, tiers=(Tier.BACKGROUND,))
+    offers = plan.offers_for(job, "openai", LIMITS, priced(Tier.BACKGROUND, Tier.BATCH, Tier.STANDARD))
+    assert [offer.tier for offer in offers] == [Tier.BACKGROUND, Tier.STANDARD]
+    with pytest.raises(SpecError, match=r"background: .* runs openai on batch and flex and standard only"):
         plan.choose(job, offers)
+
+
+def cheaper(**cost: str) -> Any:
+    """Prices of some tiers; of others none is known."""
+    prices = {Tier(name): price(Tier(name), into, into) for name, into in cost.items()}
+    return lambda tier: prices[tier] if tier in prices else priced()(tier)
+
+
+@pytest.mark.parametrize(
+    ("urgency", "tiers", "cost", "chosen"),
+    [
+        ("batch", (), {"batch": "1", "flex": "0.5", "standard": "2"}, "batch"),
+        ("batch", ("standard", "batch"), {"batch": "1", "standard": "2"}, "standard"),
+        ("batch", ("flex", "batch"), {"batch": "1", "standard": "2"}, "batch"),
+        ("near_real_time", (), {"batch": "1", "flex": "1", "standard": "2"}, "flex"),
+        ("near_real_time", (), {"batch": "1", "flex": "3", "standard": "2"}, "standard"),
+        ("near_real_time", (), {"batch": "1", "standard": "2"}, "standard"),
+        ("near_real_time", ("batch", "standard"), {"batch": "1", "flex": "1", "standard": "2"}, "standard"),
+        ("near_real_time", ("batch",), {"batch": "1", "standard": "2"}, None),
+        ("near_real_time", (), {"batch": "1"}, None),
+    ],
+)
+def test_the_tier_follows_the_urgency(
+    urgency: str, tiers: tuple[str, ...], cost: dict[str, str], chosen: str | None
+) -> None:
+    """Without hurry the job's first tier with a price; within minutes the cheapest that keeps them, never a batch."""
+    job = replace(JOB, urgency=Urgency(urgency), tiers=tuple(map(Tier, tiers)))
+    offers = plan.offers_for(job, "openai", LIMITS, cheaper(**cost))
+    assert [offer.tier.value for offer in offers if offer.chosen] == ([chosen] if chosen else [])
+    if chosen:
+        assert plan.choose(job, offers).tier is plan.tier_for(job, "openai", cheaper(**cost))
+    else:
+        with pytest.raises((SpecError, UnknownPrice)):
+            plan.choose(job, offers)
+
+
+def test_a_batch_is_said_to_be_too_slow_for_minutes() -> None:
+    """A job that wants minutes and allows batches only is told why there is nothing to buy."""
+    job = replace(JOB, urgency=Urgency.NEAR_REAL_TIME, tiers=(Tier.BATCH,))
+    with pytest.raises(SpecError, match="batch: takes hours, and near_real_time means minutes"):
+        plan.choose(job, plan.offers_for(job, "openai", LIMITS, priced(Tier.BATCH, Tier.STANDARD)))
 
 
 # -------------------------------------------------------------------------------------------------------------- shards
@@ -195,18 +273,18 @@ def test_earlier_rows_narrow_what_is_expected() -> None:
     """The mean output of earlier rows and their bill for each bounded token count, rounded up, within the bounds."""
     found = plan.expect(JOB, counter("anthropic", "claude"), plan.Earlier(240, Decimal("2.55"), Decimal("0.25")))
     assert (found.output(3), found.output(0), found.output_basis) == (8, 0, "mean of 240 earlier rows of this job")
-    assert found.input([Tokens(102, 102, "bounded")]) == [Tokens(26, 102, "estimated")]
+    assert found.input([102], [102]) == ([26], [102])
     assert found.tokens_kind == "estimated"
     assert found.tokens_by == "UTF-8 bytes x 0.2500, as 240 earlier rows of this job were billed"
     above = plan.expect(JOB, counter("anthropic", "claude"), plan.Earlier(240, Decimal(99), Decimal(3)))
-    assert (above.output(3), above.input([Tokens(5, 5, "bounded")])) == (48, [Tokens(5, 5, "estimated")])
+    assert (above.output(3), above.input([5], [5])) == (48, ([5], [5]))
 
 
 def test_counted_tokens_are_never_scaled() -> None:
     """Where the tokenizer is known, earlier rows say nothing about the input."""
     counted = replace(counter("anthropic", "claude"), kind="counted", by="a tokenizer")
     found = plan.expect(JOB, counted, plan.Earlier(240, Decimal(2), Decimal("0.5")))
-    assert found.input([Tokens(10, 20, "counted")]) == [Tokens(10, 20, "counted")]
+    assert found.input([10], [20]) == ([10], [20])
     assert (found.tokens_kind, found.tokens_by) == ("counted", "a tokenizer")
 
 

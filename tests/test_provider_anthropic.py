@@ -24,6 +24,7 @@ from canwait.errors import (
     KeyRefused,
     OutOfCredit,
     Rejected,
+    TooLarge,
     Unreachable,
 )
 from canwait.lifecycle import CAUSES
@@ -109,7 +110,7 @@ def test_a_big_batch_is_never_in_memory(tmp_path: Path) -> None:
         (402, error("billing_error"), OutOfCredit),
         (403, error("permission_error"), KeyRefused),
         (404, error("not_found_error"), Rejected),
-        (413, error("request_too_large"), Rejected),
+        (413, error("request_too_large"), TooLarge),
         (429, error("rate_limit_error"), Busy),
         (429, error("rate_limit_error", details={"error_code": "enforced_spend_limit_reached"}), OutOfCredit),
         (500, error("api_error"), Ambiguous),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,12 @@ from canwait.simulator import ManualClock, Scenario, Simulator
 from canwait.types import MarkClass, ShardFile
 from provider_host import shard_of
 
-ENDPOINTS = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages"}
+ENDPOINTS = {
+    "openai": "/v1/chat/completions",
+    "responses": "/v1/responses",
+    "embeddings": "/v1/embeddings",
+    "anthropic": "/v1/messages",
+}
 
 
 def adapter(name: str, url: str) -> Provider:
@@ -37,14 +44,26 @@ class Simulated:
     clock: ManualClock
     folder: Path
     url: str
+    asked: str = "openai"  # one of ENDPOINTS
     tokens: Iterator[str] = field(default_factory=lambda: (f"cw{n:016x}" for n in range(99)))
 
     def shard(self, rows: int) -> ShardFile:
-        endpoint = ENDPOINTS[self.provider.name]
+        endpoint = ENDPOINTS[self.asked]
         shard = shard_of(self.folder, rows, token=next(self.tokens), endpoint=endpoint, first_try=self.simulator.now())
-        if self.provider.name == "anthropic":  # its own name for the bound
-            shard.path.write_bytes(shard.path.read_bytes().replace(b"max_completion_tokens", b"max_tokens"))
+        shard.path.write_bytes(
+            b"".join(self._in_its_words(json.loads(line)) for line in shard.path.read_bytes().splitlines())
+        )
         return shard
+
+    def _in_its_words(self, chat: dict[str, Any]) -> bytes:
+        messages, most = chat["messages"], chat["max_completion_tokens"]
+        body = {
+            "openai": chat,
+            "anthropic": {"max_tokens": most, "messages": messages, "model": "m"},
+            "responses": {"input": messages, "max_output_tokens": most, "model": "m", "store": False},
+            "embeddings": {"encoding_format": "base64", "input": messages[0]["content"], "model": "m"},
+        }[self.asked]
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
     def finish(self) -> None:
         self.clock.advance(23 * 3600)
@@ -61,7 +80,7 @@ class Simulated:
         return adapter(self.provider.name, "http://127.0.0.1:1")
 
 
-@pytest.fixture(params=["openai", "anthropic"])
+@pytest.fixture(params=list(ENDPOINTS))
 def simulated(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Simulated]:
     scenario = next((m.args[0] for m in request.node.iter_markers("scenario")), Scenario())
     if hasattr(request.node, "callspec") and "scenario" in request.node.callspec.params:
@@ -71,7 +90,8 @@ def simulated(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Simula
     with ExitStack() as stack:
         stack.callback(simulator.close)
         url = stack.enter_context(simulator.serve())
-        yield Simulated(adapter(request.param, url), simulator, clock, tmp_path, url)
+        name = "anthropic" if request.param == "anthropic" else "openai"
+        yield Simulated(adapter(name, url), simulator, clock, tmp_path, url, request.param)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -152,7 +172,12 @@ def test_the_suite_notices_a_broken_promise(simulated: Simulated) -> None:
             yield b"".join(super().results(batch)).partition(b"\n")[2]
 
     losing: Rig = Simulated(
-        Losing("k", _url(simulated)), simulated.simulator, simulated.clock, simulated.folder, simulated.url
+        Losing("k", _url(simulated)),
+        simulated.simulator,
+        simulated.clock,
+        simulated.folder,
+        simulated.url,
+        simulated.asked,
     )
     with pytest.raises(Broken, match="came back of 5 sent"):
         round_trip(losing)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +30,7 @@ from canwait.errors import (
     KeyRefused,
     OutOfCredit,
     Rejected,
+    TooLarge,
     Unreachable,
 )
 from canwait.lifecycle import CAUSES
@@ -123,7 +128,7 @@ def test_a_big_shard_is_never_in_memory(tmp_path: Path) -> None:
         (405, b"", Rejected),
         (408, error(), Ambiguous),
         (409, error(), Ambiguous),
-        (413, b"too large", Rejected),
+        (413, b"too large", TooLarge),
         (418, b"", Ambiguous),
         (422, error(), Rejected),
         (429, error(code="rate_limit_exceeded"), Busy),
@@ -164,7 +169,7 @@ def test_what_a_reply_to_the_create_proves(tmp_path: Path, status: int, body: An
         (404, b"", Rejected),
         (408, b"", Busy),
         (409, b"", Busy),
-        (413, b"", Rejected),
+        (413, b"", TooLarge),
         (429, error(), Busy),
         (429, error(code="insufficient_quota"), OutOfCredit),
         (500, b"", Busy),
@@ -564,6 +569,23 @@ def chat(content: Any = "Hello", finish: Any = "stop", usage: Any = USAGE, **mes
     return {"object": "chat.completion", "model": "gpt-x", "choices": [choice], "usage": usage}
 
 
+def response_of(
+    *items: Any, status: Any = "completed", reason: str | None = None, error: Any = None, usage: Any = None
+) -> dict[str, Any]:
+    details = {"reason": reason} if reason else None
+    stated = {"status": status, "incomplete_details": details, "error": error, "usage": usage}
+    return {"object": "response", "model": "gpt-x", "output": list(items), **stated}
+
+
+def said(*texts: str, refusal: str | None = None, **facts: str) -> dict[str, Any]:
+    content = [{"type": "output_text", "text": text, "annotations": []} for text in texts]
+    content += [{"type": "refusal", "refusal": refusal}] if refusal else []
+    return {"type": "message", "role": "assistant", "status": "completed", "content": content, **facts}
+
+
+THOUGHT = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Let me see."}]}
+
+
 def unexecuted(code: str) -> bytes:
     return row(response=None, error={"code": code, "message": "m"})
 
@@ -609,6 +631,24 @@ def unexecuted(code: str) -> bytes:
         (unexecuted("a_code_of_the_future"), Outcome.FAILED, "unknown"),
         (row(response=None), Outcome.FAILED, "malformed"),
         (row(response=[], error={}), Outcome.FAILED, "unknown"),
+        (row(response_of(said("Hi"))), Outcome.OK, None),
+        (row(response_of(said("Hi"), status=None)), Outcome.FAILED, "malformed"),
+        (row(response_of(THOUGHT, said("Hi", phase="final_answer"))), Outcome.OK, None),
+        (row(response_of(said("Hm", phase="commentary"))), Outcome.FAILED, "empty"),
+        (row(response_of(THOUGHT)), Outcome.FAILED, "empty"),
+        (row(response_of({"type": "function_call", "arguments": "{}"})), Outcome.FAILED, "empty"),
+        (row(response_of(said("H"), status="incomplete", reason="max_output_tokens")), Outcome.FAILED, "length"),
+        (row(response_of(status="incomplete", reason="content_filter")), Outcome.FAILED, "content_filter"),
+        (row(response_of(said("H"), status="incomplete", reason="new")), Outcome.FAILED, "malformed"),
+        (row(response_of(said("H"), status="in_progress")), Outcome.FAILED, "malformed"),
+        (row(response_of(said(refusal="No."))), Outcome.FAILED, "refused"),
+        (row(response_of(status="failed", error=error(code="server_error")["error"])), Outcome.FAILED, "server_error"),
+        (row(response_of(status="failed", error={"code": "rate_limit_exceeded"})), Outcome.FAILED, "rate_limit"),
+        (row(response_of(status="failed", error={"code": "invalid_prompt"})), Outcome.FAILED, "invalid_request"),
+        (row(response_of(status="failed", error={"code": "bio_policy"})), Outcome.FAILED, "content_filter"),
+        (row(response_of(said("H"), status="failed")), Outcome.FAILED, "malformed"),
+        (row({"output": "Hi"}), Outcome.FAILED, "malformed"),
+        (row({"data": {"embedding": [1.0]}}), Outcome.FAILED, "malformed"),
     ],
 )
 def test_every_row_has_an_outcome_and_a_cause(line: bytes, outcome: Outcome, cause: str | None) -> None:
@@ -627,6 +667,92 @@ def test_an_answer_is_read_whole() -> None:
     assert billed == DECODE(row(error() | {"usage": USAGE}, 400)).usage, "a failed row that was billed says so"
 
 
+def test_a_response_is_read_whole() -> None:
+    """Texts of all messages, usage by its own names, model and status are read; reasoning and commentary are not text."""
+    usage = {
+        "input_tokens": 20,
+        "output_tokens": 5,
+        "input_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 4},
+    }
+    items = THOUGHT, said("Hm.", phase="commentary"), said("Hel", "lo"), said("!")
+    answer = DECODE(row(response_of(*items, usage=usage)))
+    assert ("Hello!", Usage(20, 5, 8, 4), "gpt-x") == (answer.text, answer.usage, answer.model)
+    assert (answer.finish_reason, answer.vector) == ("completed", None)
+    cut = DECODE(row(response_of(said("Hel"), status="incomplete", reason="max_output_tokens", usage=usage)))
+    assert ("Hel", Usage(20, 5, 8, 4), "max_output_tokens") == (cut.text, cut.usage, cut.finish_reason)
+    failed = DECODE(row(response_of(status="failed", error={"code": "server_error", "message": "Try\nagain."})))
+    assert (failed.detail, failed.usage) == ("server_error Try again.", None)
+
+
+# ---------------------------------------------------------------------------------------------------------- embeddings
+
+VECTOR = struct.pack("<3f", 0.1, -2.5, 3e38)
+
+
+def embedding(stated: Any, *more: Any, **item: Any) -> dict[str, Any]:
+    data = [{"object": "embedding", "index": 0, "embedding": stated, **item}, *more]
+    return {"object": "list", "data": data, "model": "embed-x", "usage": {"prompt_tokens": 6, "total_tokens": 6}}
+
+
+def test_a_vector_is_read_from_base64_and_from_numbers() -> None:
+    """Both spellings give the same 32-bit floats, with the input that was billed and no output."""
+    for stated in (b64encode(VECTOR).decode(), list(struct.unpack("<3f", VECTOR))):
+        answer = DECODE(row(embedding(stated)))
+        assert (answer.outcome, answer.cause, answer.text, answer.vector) == (Outcome.OK, None, None, VECTOR)
+        assert (answer.usage, answer.model) == (Usage(6, 0), "embed-x")
+    assert DECODE(row(embedding([1, 0.5]))).vector == struct.pack("<2f", 1, 0.5)
+
+
+BAD_FLOATS = [struct.pack("<2f", 1, math.nan), struct.pack("<2f", -math.inf, 1), b"\x01\x00\x80\xff", b"\0" * 5, b""]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(embedding(b64encode(raw).decode()) for raw in BAD_FLOATS),
+        *(embedding(text) for text in ("AAAA*AAA", "AAAAAA", "é", "AA==AA==", " AAAA")),
+        *(embedding(numbers) for numbers in ([], [math.nan], [math.inf], [1e39], [10**400], [True], ["1"], [[1.0]], [None])),
+        *(embedding(other) for other in (None, {}, 1.5, True)),
+        embedding([1.0], index=1), embedding([1.0], index=-1), embedding([1.0], index=False), embedding([1.0], index="0"),
+        embedding([1.0], {"index": 1, "embedding": [1.0]}), embedding([1.0], None),
+        {"data": []}, {"data": [None]}, {"data": ["AAAA"]}, {"data": [{}]},
+    ],
+    ids=lambda body: str(body["data"])[:60],
+)  # fmt: skip
+def test_what_is_no_vector_is_a_failed_row(body: dict[str, Any]) -> None:
+    """NaN, infinities, cut bytes, several vectors, another text's vector: malformed, never an exception, still billed."""
+    answer = DECODE(row(body))
+    assert (answer.outcome, answer.cause, answer.vector, answer.text) == (Outcome.FAILED, "malformed", None, None)
+    assert answer.usage == (Usage(6, 0) if "usage" in body else None)
+    assert answer.detail
+
+
+GOOD = [
+    row(embedding(b64encode(VECTOR).decode())),
+    row(embedding([0.5, -1, 2e-40])),
+    row(response_of(THOUGHT, said("Hello"))),
+    row(response_of(said("H"), status="incomplete", reason="max_output_tokens")),
+]
+
+
+@given(st.sampled_from(GOOD), st.data())
+def test_no_mutated_line_breaks_the_decoder(line: bytes, data: st.DataObject) -> None:
+    """Bytes changed, cut out or repeated anywhere: an answer comes out, and a vector only of finite 32-bit floats."""
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(line)))
+        end = data.draw(st.integers(at, min(len(line), at + 8)))
+        line = line[:at] + data.draw(st.binary(max_size=4) | st.sampled_from(MUTATIONS)) + line[end:]
+    answer = DECODE(line)
+    assert (answer.outcome is Outcome.OK) == (answer.cause is None)
+    assert answer.cause in CAUSES or answer.vector or (answer.text or "").strip()
+    if answer.vector:
+        assert answer.text is None
+        assert numpy.isfinite(numpy.frombuffer(answer.vector, "<f4")).all()
+
+
+MUTATIONS = (b"1e999", b"NaN", b"-Infinity", b"null", b"[", b"{", b'"', b"1,", b"true", b"9" * 400)
+
+
 def test_a_line_with_awkward_text_keeps_it() -> None:
     """Escapes, line separators and a half emoji at a cut survive, and every text fits into UTF-8."""
     awkward = 'a\u2028b\x85c\\"d\n😀'
@@ -637,7 +763,8 @@ def test_a_line_with_awkward_text_keeps_it() -> None:
 
 NAMES = (
     "custom_id response error status_code body choices message content usage prompt_tokens completion_tokens code "
-    "finish_reason refusal output data embedding text type prompt_tokens_details cached_tokens model"
+    "finish_reason refusal output data embedding index text type prompt_tokens_details cached_tokens model status phase "
+    "incomplete_details reason"
 ).split()
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from canwait.errors import Busy, CanwaitError, KeyRefused, Rejected, SpecError, Unreachable
 from canwait.providers import Provider
 from canwait.providers.conformance import CHECKS, Check
-from canwait.providers.own import TRIES, Own, own_from_env
+from canwait.providers.crew import TRIES
+from canwait.providers.own import Own, own_from_env
 from canwait.providers.spool import Folder, Row, answer_line
 from canwait.types import Answer, Batch, BatchStatus, MarkClass, Outcome, ShardFile
 from provider_host import HANG_UP, TOKEN, Host, Reply, Seen, serving, shard_of

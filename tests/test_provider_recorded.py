@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy
 import pytest
 
 from canwait.providers import Provider
@@ -94,7 +95,7 @@ def test_every_recorded_row_is_accounted_for(
     assert batch.n_rows == batch.n_done == n_rows == len(answers)
     for answer in answers:
         assert (answer.outcome, answer.cause) == (Outcome.OK, None), answer
-        assert answer.text
+        assert answer.text or answer.vector
         assert answer.model
         assert answer.usage
         assert answer.usage.input_tokens > 0
@@ -114,6 +115,19 @@ def test_a_recorded_cancel_is_understood(recorded: Path, tmp_path: Path, file: s
         provider.cancel(sent.id)
     assert not polled.status.ended
     assert host.seen[-1].path.endswith(f"{sent.id}/cancel")
+
+
+def test_recorded_vectors_are_read_to_the_bit(recorded: Path, tmp_path: Path) -> None:
+    """Every number of the recorded vectors is a 32-bit float, and comes out as that float."""
+    replay = Replay(recorded / "openai-batch-embeddings-2026.jsonl")
+    _, answers = run(replay, "openai", tmp_path)
+    output = next(e["response"] for e in replay.exchanges if e["url"].endswith("/content"))
+    stated = [json.loads(line)["response"]["body"]["data"][0]["embedding"] for line in output.splitlines()]
+
+    assert [len(vector) for vector in stated] == [1536, 256]
+    for answer, numbers in zip(answers, stated, strict=True):
+        assert answer.vector == numpy.array(numbers, "<f4").tobytes()
+        assert numpy.frombuffer(answer.vector, "<f4").tolist() == numbers
 
 
 def test_thinking_is_billed_and_is_no_answer(recorded: Path, tmp_path: Path) -> None:

@@ -55,6 +55,9 @@ class Shelf:
     def decode(self, line: bytes) -> Answer:
         return Answer("a", Outcome.OK, None, None, line.decode(), None, None)
 
+    def plain(self, line: bytes) -> None:
+        return None
+
     def cancel(self, batch_id: str) -> None:
         self.calls.append("cancel")
 

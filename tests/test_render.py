@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from canwait.render import (
     request_key,
     structured_output,
 )
-from canwait.types import BudgetSpec, Job, Source, Urgency
+from canwait.types import BudgetSpec, Endpoint, Job, Source, Urgency
 
 LABEL = {
     "type": "object",
@@ -45,11 +46,14 @@ def job(*prompt: tuple[str, str] | str, provider: str = "openai", **fields: Any)
         provider=provider,
         model="m",
         prompt=tuple(("user", p) if isinstance(p, str) else p for p in prompt),
-        max_output_tokens=7,
+        max_output_tokens=_BOUNDS[fields.get("endpoint", Endpoint.CHAT)],
         urgency=Urgency.BATCH,
         budget=BudgetSpec(1, None, None),
         **fields,
     )
+
+
+_BOUNDS = {Endpoint.CHAT: 7, Endpoint.RESPONSES: 16, Endpoint.EMBEDDINGS: 0}
 
 
 def compiled(*prompt: tuple[str, str] | str, **fields: Any) -> Renderer:
@@ -89,6 +93,77 @@ def test_each_provider_gets_its_own_wire_words(provider: str, path: str, bound: 
         path,
         {"model": "m", "messages": [{"role": "user", "content": "Hi"}], bound: 7},
     )
+
+
+def test_a_response_takes_its_messages_as_input() -> None:
+    """The responses endpoint has its own words for messages and bound, and keeps nothing at the provider."""
+    prompt = ("system", "Be {{ how }}."), ("user", "Hi")
+    made = job(*prompt, endpoint=Endpoint.RESPONSES, params={"reasoning": {"effort": "low"}})
+    rendered = compile_job(made).render({"how": "brief"})
+    assert (endpoint(made), rendered.texts) == ("/v1/responses", ("Be brief.", "Hi"))
+    assert rendered.body.decode() == (
+        '{"input":[{"content":"Be brief.","role":"system"},{"content":"Hi","role":"user"}],"max_output_tokens":16,'
+        '"model":"m","reasoning":{"effort":"low"},"store":false}'
+    )
+    kept = compiled("Hi", endpoint=Endpoint.RESPONSES, provider="own", params={"store": True})
+    assert body_of(kept, {})["store"] is True
+
+
+def test_a_response_is_asked_for_the_schema_beside_the_params_of_its_text() -> None:
+    """`text.format` holds the schema as written, and what params say of the text stands beside it."""
+    renderer = compiled("Hi", endpoint=Endpoint.RESPONSES, params={"text": {"verbosity": "low"}}, output_schema=LABEL)
+    text = body_of(renderer, {})["text"]
+    assert text == {
+        "format": {"name": "answer", "schema": LABEL, "strict": True, "type": "json_schema"},
+        "verbosity": "low",
+    }
+    assert list(text["format"]["schema"]["properties"]) == ["why", "label"]
+    assert renderer.fixed_bytes == len("text") + len(orjson.dumps(text))
+
+
+def test_an_embedding_takes_one_text() -> None:
+    """The one message is the input; no bound is sent, no param is read by the model, and vectors come as base64."""
+    made = job("{{ title }}\n{{ body }}", endpoint=Endpoint.EMBEDDINGS, params={"dimensions": 8})
+    renderer = compile_job(made)
+    rendered = renderer.render({"title": "A", "body": 'say "b"'})
+    assert (endpoint(made), rendered.texts, renderer.fixed_bytes) == ("/v1/embeddings", ('A\nsay "b"',), 0)
+    assert rendered.body.decode() == (
+        '{"dimensions":8,"encoding_format":"base64","input":"A\\nsay \\"b\\"","model":"m"}'
+    )
+    plain = compiled("Hi", endpoint=Endpoint.EMBEDDINGS, provider="own", params={"encoding_format": "float"})
+    assert body_of(plain, {}) == {"encoding_format": "float", "input": "Hi", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"provider": "anthropic", "endpoint": Endpoint.RESPONSES}, "endpoint"),
+        ({"provider": "local", "endpoint": Endpoint.EMBEDDINGS}, "endpoint"),
+        ({"endpoint": Endpoint.EMBEDDINGS, "output_schema": LABEL}, "output"),
+        ({"endpoint": Endpoint.RESPONSES, "params": {"tools": [{"type": "web_search"}]}}, "params.tools[0]"),
+        ({"endpoint": Endpoint.RESPONSES, "params": {"background": True}}, "params.background"),
+        ({"endpoint": Endpoint.RESPONSES, "params": {"context_management": []}}, "params.context_management"),
+    ],
+)
+def test_what_an_endpoint_does_not_serve_is_a_fault(fields: dict[str, Any], where: str) -> None:
+    """A job by value is told at its place what its endpoint cannot be asked for."""
+    with pytest.raises(SpecError) as caught:
+        compiled("Hi", **fields)
+    assert [problem.field for problem in caught.value.problems] == [where]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "bound", "message"),
+    [
+        (Endpoint.RESPONSES, 15, "found 15; OpenAI's responses take 16 or more"),
+        (Endpoint.EMBEDDINGS, 7, "an embedding has no output tokens; leave it out"),
+    ],
+)
+def test_a_bound_the_endpoint_does_not_take_is_a_fault(endpoint: Endpoint, bound: int, message: str) -> None:
+    """What the provider would refuse row by row is said before any row is read."""
+    with pytest.raises(SpecError) as caught:
+        compile_job(replace(job("Hi", endpoint=endpoint), max_output_tokens=bound))
+    assert [(p.field, p.message) for p in caught.value.problems] == [("max_output_tokens", message)]
 
 
 def test_anthropic_takes_the_system_message_beside_the_others() -> None:

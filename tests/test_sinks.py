@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from canwait.errors import SinkError
 from canwait.sinks.atomic import replacing
-from canwait.sinks.opening import failed_path, open_sink, read_back
+from canwait.sinks.opening import failed_rows, open_sink, read_back
 from canwait.sinks.rows import field_types, fitted
 from canwait.sources.opening import open_source
 from canwait.types import Load, Source
@@ -440,7 +440,9 @@ def test_a_load_without_rows_is_a_file_without_rows(tmp_path: Path) -> None:
         ("out", None, "out: unknown ending ''"),
         ("in.csv/sub/out.csv", None, "in.csv is not a folder"),
         ("out.csv", "xml", "out.csv: unknown format 'xml'"),
-        ("postgres://warehouse/labels", None, "postgres://warehouse/labels: rows can be loaded into files only"),
+        ("postgres://warehouse/labels", None, "postgres://warehouse/labels: a database needs `table`"),
+        ("ftp://a/b.csv", None, "'ftp://a/b.csv' is no address that is known"),
+        ("out.parquet.gz", None, "out.parquet.gz: Parquet is compressed as it is"),
     ],
 )
 def test_a_target_that_cannot_be_is_refused_before_anything_is_paid(
@@ -464,9 +466,17 @@ def test_failed_rows_do_not_overwrite_the_source_either(tmp_path: Path) -> None:
 
 
 def test_failed_rows_go_beside_the_target() -> None:
-    """The sibling keeps folder and ending."""
-    assert failed_path(Load("out/labels.parquet")) == "out/labels.failed.parquet"
-    assert failed_path(Load("labels")) == "labels.failed"
+    """The sibling keeps folder and endings, and replaces what was there."""
+    beside = {
+        "out/labels.parquet": "out/labels.failed.parquet",
+        "labels": "labels.failed",
+        "labels.csv.gz": "labels.failed.csv.gz",
+        "s3://bucket/a.b/labels.jsonl.zst": "s3://bucket/a.b/labels.failed.jsonl.zst",
+    }
+    for to, failed in beside.items():
+        assert failed_rows(Load(to, format="csv")) == Load(failed, "replace", "csv")
+    table = Load("sqlite:///a.db", table="labels")
+    assert failed_rows(table) == Load("sqlite:///a.db", "replace", table="labels_failed")
 
 
 def test_folders_of_a_target_are_made(tmp_path: Path) -> None:

@@ -23,10 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canwait.errors import SourceError
+from canwait.sinks.opening import open_sink
 from canwait.sources import BATCH_ROWS, RowSource
+from canwait.sources.digest import RowDigest
 from canwait.sources.frames import from_frame, to_frame_like
 from canwait.sources.opening import keep_stdin, open_source
-from canwait.types import Source
+from canwait.types import Load, Source
 
 
 def source(folder: Path, name: str, content: bytes, format: str | None = None) -> RowSource:
@@ -447,7 +449,7 @@ def test_a_file_that_changes_under_the_reader_is_an_error(tmp_path: Path, write:
         (
             Source("tickets.xlsx", "id"),
             "tickets.xlsx: source: unknown ending '.xlsx'; expected .csv, .tsv, .jsonl, .ndjson, .parquet, "
-            "or `format` set to one of: csv, tsv, jsonl, parquet",
+            "also followed by .gz or .zst, or `format` set to one of: csv, tsv, jsonl, parquet",
         ),
         (
             Source("tickets.csv", "id", "xml"),
@@ -500,7 +502,7 @@ MEASURE = r"""
 import re, sys
 from pathlib import Path
 from canwait.sources.opening import open_source
-from canwait.types import Source
+from canwait.types import Load, Source
 path = Path(sys.argv[1])
 n = sum(len(batch.lines) for batch in open_source(Source(path.name, "id"), path.parent).batches())
 # Not ru_maxrss: that starts with what the parent process had.
@@ -535,3 +537,53 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, ending: str) -> None
             pq.write_table(table, path, row_group_size=10_000)
         peaks.append(peak_mib(path, n_rows))
     assert peaks[1] - peaks[0] < 16, peaks  # the rows themselves are 72 MiB more
+
+
+@pytest.mark.parametrize("kind", ["a.csv", "a.tsv", "a.csv.gz", "a.jsonl", "a.parquet", "frame", "query"])
+def test_only_the_columns_that_are_asked_for_come(tmp_path: Path, kind: str) -> None:
+    """Any columns in any order, or none; lines and the fingerprint are those of all of them."""
+    table = pa.table({"a": ["1", "2"], "a.b": ["x", "y"], "b": ["p", "q"]})
+    of: RowSource
+    if kind == "frame":
+        of = from_frame(table)
+    elif kind == "query":
+        (tmp_path / "a.db").touch()
+        query = """SELECT '1' AS a, 'x' AS "a.b", 'p' AS b UNION ALL SELECT '2', 'y', 'q'"""
+        of = open_source(Source("sqlite:///a.db", "a", sql=query), tmp_path)
+    else:
+        sink = open_sink(Load(kind), tmp_path, "a")
+        sink.load(table.to_batches(), table.schema)
+        of = open_source(Source(kind, "a"), tmp_path)
+    lines = [line for batch in of.batches() for line in batch.lines]
+    fingerprint = of.fingerprint()
+    for wanted in ([], ["b"], ["a.b"], ["b", "a"], ["a", "a.b", "b"]):
+        found = list(of.batches(wanted))
+        assert [list(batch.columns) for batch in found] == [wanted]
+        assert [list(found[0].columns[name]) for name in wanted] == [table.column(name).to_pylist() for name in wanted]
+        assert [line for batch in found for line in batch.lines] == lines
+    assert of.fingerprint() == fingerprint
+
+
+@given(
+    st.lists(st.tuples(st.none() | st.text(), st.none() | st.integers() | st.text()), max_size=4),
+    st.lists(st.tuples(st.none() | st.text(), st.none() | st.integers() | st.text()), max_size=4),
+)
+def test_a_digest_tells_rows_apart(one: list[Any], two: list[Any]) -> None:
+    """Two batches have one digest exactly when they are equal: no value runs into the next, and None is not empty text."""
+
+    def digest(rows: list[Any]) -> str:
+        found = RowDigest(("a", "b"))
+        found.add([[row[0] for row in rows], [row[1] for row in rows]])
+        return found.hexdigest()
+
+    assert (digest(one) == digest(two)) == (one == two)
+
+
+def test_a_digest_knows_where_text_ends() -> None:
+    """The same characters cut elsewhere are other rows."""
+    found = set()
+    for columns in ([["ab", "c"]], [["a", "bc"]], [["abc", None]], [["abc", ""]], [["abc"], [""]], [["ab"], ["c"]]):
+        digest = RowDigest(("a",))
+        digest.add(columns)
+        found.add(digest.hexdigest())
+    assert len(found) == 6

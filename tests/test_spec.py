@@ -36,6 +36,7 @@ MINIMAL = {
     "urgency": "batch",
     "budget": {"usd": "1"},
 }
+EMBED: dict[str, Any] = {"endpoint": "embeddings", "max_output_tokens": ...}
 FULL = """
 version: 1
 name: classify-tickets
@@ -275,6 +276,7 @@ def test_percentages_that_are_none(value: object) -> None:
         ("gpt-6-luna", ("openai", "gpt-6-luna")),
         ("o3-mini", ("openai", "o3-mini")),
         ("chatgpt-4o-latest", ("openai", "chatgpt-4o-latest")),
+        ("text-embedding-3-small", ("openai", "text-embedding-3-small")),
         ("claude-haiku-5", ("anthropic", "claude-haiku-5")),
         ("local", ("local", "smollm2-135m-instruct")),
     ],
@@ -633,6 +635,22 @@ def test_awkward_yaml_is_one_problem_at_its_place(folder: Path, line: str, probl
         ({"messages": []}, "messages: unknown field; did you mean 'prompt'?"),
         ({"zzz": 1}, "zzz: unknown field"),
         ({"model": "claude-x", "output": {"type": "object"}}, "output: anthropic takes only objects"),
+        ({"endpoint": "embedding"}, "endpoint: found 'embedding'; expected 'chat', 'responses' or 'embeddings'; did"),
+        ({"model": "claude-x", "endpoint": "responses"}, "endpoint: found 'responses'; Anthropic serves its messages"),
+        ({"model": "local", "endpoint": "responses"}, "endpoint: found 'responses'; the built-in model chats only"),
+        ({"endpoint": "responses", "max_output_tokens": ...}, "max_output_tokens: is required: the bound of one"),
+        ({"max_output_tokens": None}, "max_output_tokens: is required: the bound of one answer"),
+        ({"endpoint": "responses", "max_output_tokens": 15}, "max_output_tokens: found 15; OpenAI's responses take 16"),
+        ({"endpoint": "embeddings"}, "max_output_tokens: an embedding has no output tokens; leave it out"),
+        (EMBED | {"system": "x"}, "system: what is embedded is one text: a single message of the user"),
+        (EMBED | {"prompt": [{"role": "user", "content": "x"}] * 2}, "prompt[1].role: what is embedded is one text"),
+        (EMBED | {"output": {"type": "object"}}, "output: an embedding is a vector and has no schema"),
+        (EMBED | {"params": {"dimensions": 0}}, "params.dimensions: found 0; expected a whole number above 0"),
+        (EMBED | {"params": {"encoding_format": "hex"}}, "params.encoding_format: found 'hex'; expected base64"),
+        ({"params": {"input": "x"}}, "params.input: is the job's `prompt`"),
+        ({"params": {"previous_response_id": "r"}}, "params.previous_response_id: earlier turns are input that was"),
+        ({"params": {"prompt_cache_options": {"ttl": "12h"}}}, "params.prompt_cache_options.ttl: keeping a cache for"),
+        ({"params": {"text": {"format": {}}}}, "params.text: expected a mapping without `format`"),
     ],
 )  # fmt: skip
 def test_each_mistake_has_its_sentence(folder: Path, fields: dict[str, Any], expected: str) -> None:
@@ -644,6 +662,8 @@ def test_each_mistake_has_its_sentence(folder: Path, fields: dict[str, Any], exp
 def test_a_misspelt_required_field_is_one_problem(folder: Path) -> None:
     """`buget` is not also a missing budget."""
     assert problems_of(folder, budget=..., buget={"usd": 1}) == ["buget: unknown field; did you mean 'budget'?"]
+    unknown = "max_tokens: unknown field; did you mean 'max_output_tokens'?"
+    assert problems_of(folder, max_output_tokens=..., max_tokens=5) == [unknown]
 
 
 def test_a_hard_link_is_the_source_too(folder: Path) -> None:
@@ -670,11 +690,11 @@ def test_the_published_schema_is_the_model() -> None:
 
 
 def test_the_page_describes_every_field(folder: Path) -> None:
-    """docs/job-file.md has a line for each field, and its example is a job."""
+    """docs/job-file.md has a line for each field, and its examples are jobs."""
     page = PAGE.read_text("utf-8")
     assert [field for field in job_schema()["properties"] if f"\n| `{field}` |" not in page] == []
-    (example,) = re.findall("```yaml\n(.*?)```", page, re.S)
-    assert load(folder, example).name == "classify-tickets"
+    examples = re.findall("```yaml\n(.*?)```", page, re.S)
+    assert [load(folder, example).name for example in examples] == ["classify-tickets", "embed-articles"]
 
 
 @pytest.mark.parametrize(
@@ -685,6 +705,11 @@ def test_the_page_describes_every_field(folder: Path) -> None:
         {"source": "rows.csv", "key": "id"},
         {"tier": "batch", "load": "out.csv", "$schema": "job.schema.json"},
         {"prompt": [{"role": "user", "content": "x"}], "output": "label.json", "budget": {"usd": 40.5}},
+        {"endpoint": "responses"},
+        {"source": {"uri": "${DB}", "sql": "SELECT 1", "key": "id", "format": None}},
+        {"source": {"uri": "s3://b/a.csv.gz", "key": "id"}, "load": "gs://b/a.parquet"},
+        {"load": {"to": "postgresql://u:${PW}@h/db", "table": "sales.labels", "mode": "replace"}},
+        EMBED | {"params": {"dimensions": 8}},
     ],
 )
 def test_the_schema_takes_what_the_model_takes(folder: Path, fields: dict[str, Any]) -> None:
@@ -701,6 +726,12 @@ def test_the_schema_takes_what_the_model_takes(folder: Path, fields: dict[str, A
         {"deadline": 24}, {"deadline": "24"}, {"tier": "live"}, {"buget": 1}, {"name": "A"}, {"version": 2},
         {"budget": {"usd": "$4"}}, {"prompt": [{"role": "robot", "content": "x"}]}, {"prompt": []},
         {"quality": {"refuse_if_bad_rate": 10}}, {"retry": {"attempts": 11}}, {"max_output_tokens": 0},
+        {"endpoint": "images"}, {"endpoint": "embeddings"}, {"endpoint": "responses", "max_output_tokens": ...},
+        {"source": {"uri": "sqlite:///a.db", "sql": "SELECT 1", "key": "id", "format": "csv"}},
+        {"source": {"uri": "sqlite:///a.db", "sql": " ", "key": "id"}},
+        {"load": {"to": "sqlite:///a.db", "table": "t", "mode": "append"}},
+        {"load": {"to": "sqlite:///a.db", "table": "t", "format": "csv"}},
+        EMBED | {"system": "x"}, EMBED | {"output": {"type": "object"}}, {"max_output_tokens": None},
     ],
 )  # fmt: skip
 def test_the_schema_refuses_what_the_model_refuses(folder: Path, fields: dict[str, Any]) -> None:
@@ -708,3 +739,42 @@ def test_the_schema_refuses_what_the_model_refuses(folder: Path, fields: dict[st
     with pytest.raises(SpecError):
         job_from_dict(changed(**fields), base_dir=folder)
     assert not jsonschema_rs.Draft202012Validator(job_schema()).is_valid(changed(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"source": {"uri": "postgresql://h/db", "key": "id"}},
+            "source.uri: 'postgresql://h/db' is a database; expected `sql` beside it",
+        ),
+        ({"load": "sqlite:///a.db"}, "load: 'sqlite:///a.db' is a database; expected `table` beside it"),
+        (
+            {"source": {"uri": "rows.csv", "sql": "SELECT 1", "key": "id"}},
+            "source.uri: 'rows.csv' is no database; expected sqlite:///FILE or postgresql://HOST/DATABASE",
+        ),
+        (
+            {"load": {"to": "postgresql://u:hunter2@h/db", "table": "t"}},
+            "load.to: a password stands in the address; expected ${NAME} there, which the environment holds",
+        ),
+        (
+            {"source": {"uri": "s3://bucket", "key": "id"}},
+            "source.uri: 's3://bucket' names no object; expected s3://BUCKET/PATH",
+        ),
+        ({"load": "ftp://h/a.csv"}, "load: 'ftp://h/a.csv' is no address that is known; expected a path, or one"),
+    ],
+)
+def test_an_address_is_checked_where_it_is_written(folder: Path, fields: dict[str, Any], message: str) -> None:
+    """What an address lacks, or should not hold, is a problem of the job file; a password is not repeated."""
+    with pytest.raises(SpecError) as caught:
+        job_from_dict(changed(**fields), base_dir=folder)
+    assert message in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_queries_and_tables_reach_the_job(folder: Path) -> None:
+    """The job has what the file says; what the environment holds is not in it."""
+    source = {"uri": "${DB}", "sql": "SELECT *\nFROM t", "key": "id"}
+    job = job_from_dict(changed(source=source, load={"to": "${DB}", "table": "labels"}), base_dir=folder)
+    assert job.source == Source("${DB}", "id", sql="SELECT *\nFROM t")
+    assert job.load == Load("${DB}", table="labels")

@@ -93,7 +93,10 @@ class Blobs:
         return data
 
     def lines(self, name: str) -> Iterator[bytes]:
-        """A blob's lines without their newline, streamed; the last one also when it has no newline."""
+        """A blob's lines without their newline, streamed; the last one also when it has no newline.
+
+        As they are: what a provider wrote is never unpacked (`read_lines` is for what is ours).
+        """
         with self.path(name).open("rb", buffering=_CHUNK) as file:
             for line in file:
                 yield line.removesuffix(b"\n")

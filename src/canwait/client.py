@@ -20,11 +20,11 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import views
+from . import resume, views
 from .blobs import Blobs
 from .clock import Clock, SystemClock
 from .codec import plan_to_json, terms_to_json
@@ -48,14 +48,16 @@ from .errors import (
     SpecError,
 )
 from .ledger import Ledger, NewShard, OpenPlan
+from .plan import choose, offers_for, once_more
 from .price import format_usd
-from .types import Job, JobState, Load, Outcome, Plan, Price, ShardState, Terms, Tier
+from .types import Endpoint, Job, JobState, Outcome, Plan, Price, ShardState, Terms, Tier
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from .known import Known
     from .plan import Earlier
-    from .prepare import Known, Prepared
+    from .prepare import Prepared
     from .providers import Provider
     from .sources import RowSource
 
@@ -71,6 +73,11 @@ class Settings:
     ceiling_micros: int | None  # CANWAIT_BUDGET_USD: no job of this shell may go past it
     env: Mapping[str, str]
     simulated: bool = False
+
+    @property
+    def scratch(self) -> Path:
+        """Where copies of objects lie while they are read or made; it need not be there yet."""
+        return self.home / "scratch"
 
 
 def settings(env: Mapping[str, str] = os.environ) -> Settings:
@@ -260,6 +267,25 @@ class Failed:
     detail: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a job has by now. While it runs that is a part, and every row in it is final."""
+
+    state: JobState
+    n_rows: int  # of the dataset
+    n_ended: int  # of them: with an answer, or with a cause why not
+    rows: Iterator[Ok | Failed]  # the ended ones in source order; those that ended meanwhile too
+
+    @property
+    def complete(self) -> bool:
+        return self.n_ended == self.n_rows
+
+    @property
+    def share(self) -> float:
+        """Of the rows that have ended, 0 to 1."""
+        return self.n_ended / self.n_rows if self.n_rows else 1.0
+
+
 class JobHandle:
     """A job under its durable name."""
 
@@ -311,12 +337,21 @@ class JobHandle:
         """The provider, for its limits: a plan needs no key, for it sends nothing."""
         from .providers.registry import open_provider
 
+        name = self._adapter()
         try:
-            return self.client.provider(self.value.provider)
+            return self.client.provider(name)
         except KeyRefused as error:
             s = self.client.settings
             env = {**s.env, str(error.fields["variable"]): "planning-sends-nothing"}
-            return open_provider(self.value.provider, env, spool=s.home / "spool", settle_s=s.settle_s)
+            return open_provider(name, env, spool=s.home / "spool", settle_s=s.settle_s)
+
+    def _adapter(self) -> str:
+        """What the job's rows go through: its provider's batches, or rows one by one."""
+        from .plan import tier_for
+        from .providers.registry import name_of
+
+        tier = tier_for(self.value, self.value.provider, self._price)
+        return name_of(self.value.provider, tier) if tier else self.value.provider
 
     @cached_property
     def source(self) -> RowSource:
@@ -329,7 +364,8 @@ class JobHandle:
             folder = self.client.blobs.scratch()
             self.client.closing(lambda: shutil.rmtree(folder, ignore_errors=True))
             source = keep_stdin(source, sys.stdin.buffer, folder)
-        return open_source(source, self.value.base_dir)
+        s = self.client.settings
+        return open_source(source, self.value.base_dir, env=s.env, scratch=s.scratch)
 
     def _price(self, tier: Tier) -> Price:
         from .prices import find_overrides, lookup
@@ -341,10 +377,12 @@ class JobHandle:
 
     def _known(self) -> Known:
         """What need not be paid again: every line this job ever planned, and other jobs' usable answers."""
-        from .prepare import Known
+        from .known import Known
 
+        blobs = self.client.blobs
         roots = sorted(self.client.ledger.query("roots"), key=lambda r: r["job"] != self.name)
-        return Known((r["id"], self.client.blobs.path(r["manifest_blob"]), _reusable(r, self.name)) for r in roots)
+        shards = [(r["id"], blobs.path(r["manifest_blob"]), _reusable(r, self.name)) for r in roots]
+        return Known(shards, blobs.folder / "index")
 
     def _earlier(self) -> Earlier | None:
         """What this job's answered rows tell about the next ones; None before there are any."""
@@ -401,12 +439,13 @@ class JobHandle:
         """
         wanted = plan.id if isinstance(plan, JobPlan) else plan
         c = self.client
-        provider = c.provider(self.value.provider)
+        adapter = self._adapter()
+        provider = c.provider(adapter)
         while True:
-            jobs = {r["name"]: r for r in c.ledger.query("job", name=self.name)}
-            revision = jobs[self.name]["revision"] if jobs else 0
-            prepared = self._prepare(provider)
-            value = prepared.plan
+            jobs = c.ledger.query("job", name=self.name)
+            began, file = c.clock.now(), self._file_state()
+            kept = self._resumed(jobs[0]["plan"], provider, file) if jobs else None
+            value, answering = (kept, ()) if kept else self._prepared(provider)
             if wanted is not None and value.id != wanted:
                 raise PlanStale(
                     plan=wanted,
@@ -415,7 +454,7 @@ class JobHandle:
                 )
             if value.n_bad_rows:
                 raise _bad_rows(value, self.source.name)
-            if again and not (jobs and jobs[self.name]["plan"] == value.digest):
+            if again and not (jobs and jobs[0]["plan"] == value.digest):
                 why = "rows, prompt, model or prices are not those that ran; run the job without --only first"
                 raise PlanStale(plan=value.id, why=why, spec=self._file or self.name)
             terms = Terms(
@@ -440,7 +479,7 @@ class JobHandle:
                     s.id,
                     s.id,
                     1,
-                    value.provider,
+                    adapter,
                     provider.account,
                     s.n_lines,
                     s.requests_blob,
@@ -452,7 +491,8 @@ class JobHandle:
                 )
                 for s in value.shards
             ]
-            body = {**plan_to_json(value), "shards": [], "shard_ids": []}
+            read = resume.trusted(file, began) if file == self._file_state() else None
+            body = {**plan_to_json(value), "shards": [], "shard_ids": [], "grounds": resume.grounds(self.value, read)}
             opened = OpenPlan(
                 self.name,
                 value.digest,
@@ -462,24 +502,48 @@ class JobHandle:
                 limits,
                 now + timedelta(seconds=self.value.deadline_s),
                 new,
-                prepared.answering,
-                revision,
+                answering,
+                jobs[0]["revision"] if jobs else 0,
             )
             if c.ledger.open_plan(opened, now):
                 return value
 
+    def _prepared(self, provider: Provider) -> tuple[Plan, tuple[tuple[str, bytes], ...]]:
+        prepared = self._prepare(provider)
+        return prepared.plan, prepared.answering
+
+    def _resumed(self, digest: str, provider: Provider, file: resume.FileState | None) -> Plan | None:
+        """The job's latest plan, where planning again would make the same; then no row is read.
+
+        What it would reuse by now makes no difference: of a plan that is open already nothing is opened again.
+        """
+        job = self.value
+        kept = resume.kept(self.client.ledger.query("plan", job=self.name, digest=digest)[0]["body"], job)
+        if kept is None:
+            return None
+        self._check_target()
+        plan, read = kept
+        price = choose(job, offers_for(job, provider.name, provider.limits(job.model), self._price)).price
+        if price is None or not resume.holds(plan, read, job, price, file, lambda: self.source.fingerprint()):
+            return None
+        return once_more(plan)
+
+    def _file_state(self) -> resume.FileState | None:
+        return resume.state_of(self.value) if self._source is None else None
+
     def _check_target(self) -> None:
         """Raises SpecError for a target that rows could not be loaded into: before anything is paid."""
+        from .addresses import local_path
         from .load import check_columns
         from .sinks.opening import open_sink
 
-        job = self.value
-        check_columns(job.output_schema, job.source.key)
+        job, s = self.value, self.client.settings
+        check_columns(job)
         if job.load is not None:
-            path = job.base_dir / job.source.uri
-            source = path if self._source is None and path.is_file() else None
+            path = local_path(job.source.uri, job.base_dir)
+            source = path if self._source is None and path is not None and path.is_file() else None
             try:
-                open_sink(job.load, job.base_dir, job.source.key, source=source)
+                open_sink(job.load, job.base_dir, job.source.key, source=source, env=s.env)
             except SinkError as error:
                 raise SpecError([Problem(self.name, None, None, "load", str(error))], hint=error.own_hint) from error
 
@@ -572,7 +636,7 @@ class JobHandle:
         Safe to repeat. Raises GatePending when the job must be judged first, SinkError with the target as it was.
         """
         from .load import answers
-        from .sinks.opening import failed_path, open_sink
+        from .sinks.opening import discard, failed_rows, open_sink
 
         c, job = self.client, self.value
         if job.quality is not None:
@@ -586,13 +650,21 @@ class JobHandle:
             )
         with answers(c.ledger, c.blobs, self.name) as rows:
             key = job.source.key
-            n = open_sink(job.load, job.base_dir, key).load(rows.loaded(), rows.columns.loaded)
-            beside = Load(failed_path(job.load), "replace", job.load.format)
-            n_failed = open_sink(beside, job.base_dir, key).load(rows.failed(), rows.columns.failed)
+            opened = partial(open_sink, base_dir=job.base_dir, key=key, env=c.settings.env, scratch=c.settings.scratch)
+            n = opened(job.load).load(rows.loaded(), rows.columns.loaded)
+            beside = failed_rows(job.load)
+            n_failed = opened(beside).load(rows.failed(), rows.columns.failed)
             if not n_failed:
-                (job.base_dir / beside.to).unlink(missing_ok=True)
+                discard(beside, job.base_dir)
         c.ledger.loaded(self.name, {"to": job.load.to, "rows": n, "failed": n_failed}, c.clock.now())
         return n
+
+    def results(self) -> Results:
+        """The ended rows, and how much of the job they are; also while it runs. Raises GatePending, NotFound."""
+        if self.value.quality is not None:
+            raise GatePending(job=self.name)
+        figures = self.figures()
+        return Results(figures.state, figures.rows, figures.rows - figures.pending, self.rows())
 
     def rows(self) -> Iterator[Ok | Failed]:
         """Every ended row of the dataset. Raises GatePending when the job must be judged first."""
@@ -610,7 +682,8 @@ class JobHandle:
     def _value(self, text: str) -> Any:
         if self._output is not None:
             return self._output.model_validate_json(text)
-        return text if self.value.output_schema is None else json.loads(text)
+        is_json = self.value.output_schema is not None or self.value.endpoint is Endpoint.EMBEDDINGS
+        return json.loads(text) if is_json else text
 
     @property
     def failed(self) -> list[Failed]:
@@ -640,7 +713,7 @@ class JobHandle:
         table = self._table
         with answers(self.client.ledger, self.client.blobs, self.name) as rows:
             found = pa.Table.from_batches(list(rows.loaded()), rows.columns.loaded)
-            names = [n for n, _ in rows.columns.fields] or ["output"]
+            names = [n for n, _ in rows.columns.answer]
         places = {key: place for place, key in enumerate(found[self.value.source.key].to_pylist())}
         taken = pa.array([places.get(key_text(k)) for k in table[self.value.source.key].to_pylist()], pa.int64())
         for name in names:
@@ -670,7 +743,7 @@ def map(
     key: str,
     prompt: str,
     budget_usd: Any,
-    max_output_tokens: int,
+    max_output_tokens: int | None = None,
     output: type[BaseModel] | Mapping[str, Any] | None = None,
     deadline: str = "24h",
     urgency: str = "batch",
@@ -679,9 +752,10 @@ def map(
 ) -> JobHandle:
     """A job over the rows of a pandas, polars or Arrow frame; nothing is sent before `run`.
 
-    The same name with the same rows is the same job: running it again costs nothing. `fields` are the job file's others.
+    The same name with the same rows is the same job: running it again costs nothing. `fields` are the job file's others;
+    every endpoint but `embeddings` needs `max_output_tokens`.
     """
-    from .sinks.rows import field_types
+    from .load import answer_names
     from .sources.frames import from_frame, to_table
     from .spec import job_from_dict
 
@@ -701,7 +775,7 @@ def map(
         spec["output"] = output
     job = job_from_dict(spec, base_dir=Path.cwd())
     table = to_table(frame)  # once, for a RecordBatchReader can be read only once
-    if taken := (set(field_types(job.output_schema)) or {"output"}) & set(table.column_names):
+    if taken := set(answer_names(job)) & set(table.column_names):
         what = f"the frame has a column {', '.join(sorted(taken))} already; name the output's field otherwise"
         raise SpecError([Problem("frame", None, None, "output", what)])
     answer = None if isinstance(output, Mapping) else output
@@ -711,8 +785,14 @@ def map(
 def _reusable(root: Row, job: str) -> Callable[[int], bool]:
     if root["job"] == job:
         return lambda line: True
-    vector = zlib.decompress(root["vector"])
-    return lambda line: vector[line] == Outcome.OK
+    vector = b""
+
+    def is_ok(line: int) -> bool:
+        nonlocal vector
+        vector = vector or zlib.decompress(root["vector"])  # of most shards no line is looked for
+        return vector[line] == Outcome.OK
+
+    return is_ok
 
 
 def _bad_rows(plan: Plan, source: str) -> SourceError:

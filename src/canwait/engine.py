@@ -40,9 +40,11 @@ from .errors import (
     OutOfCredit,
     ProviderError,
     Rejected,
+    TooLarge,
     Unreachable,
 )
 from .ledger import Ledger, NewShard, Settlement
+from .lines import read_lines
 from .price import cost_micros, worst_micros
 from .providers import Provider
 from .settling import Fate
@@ -164,7 +166,8 @@ class Engine:
         try:
             self.ledger.begin_submit(shard, provider.limits(self.ledger.terms(shard).model), provider.mark, now)
         except Crowded as error:
-            self.ledger.wait(shard, self._later(provider, shard), str(error), now)
+            wait = self.ledger.crowded if error.fields.get("everybody") else self.ledger.wait
+            wait(shard, self._later(provider, shard), str(error), now)
         except BudgetFrozen as error:
             self.ledger.pause_job(shard.job, str(error), now)
             self.ledger.wait(shard, self._later(provider, shard), str(error), now)
@@ -267,6 +270,8 @@ class Engine:
                 self.ledger.give_back(shard, now, str(error), str(error), now)
             case KeyRefused():
                 self.ledger.give_back(shard, now, str(error), None, now)
+            case TooLarge() if shard.n_lines > 1:
+                self.ledger.refused(shard, self._halves(shard, str(error)), now)
             case _:
                 self.ledger.refused(shard, self._all_lines(shard, Outcome.FAILED, "invalid_request", str(error)), now)
 
@@ -327,20 +332,20 @@ class Engine:
                 self._raw_lines(shard),
                 self._file(shard, provider),
                 decode=provider.decode,
+                plain=provider.plain,
                 check=landing.checker(terms.output_schema),
                 price=terms.price,
                 writer=writer,
             )
-            absent = settling.fate_of_absent(batch)
-            for line in range(shard.n_lines):
-                if line not in landed.fates:
-                    landed.fates[line] = absent
-                    writer.add(line, absent, None, None)
+            absent, fate = landed.fates.absent(), settling.fate_of_absent(batch)
+            for line in absent:
+                landed.fates[line] = fate
+            writer.fill(absent, fate)
             writer.close()
             results = self.blobs.adopt(folder / "results.parquet")
 
         usage, confirmed = landed.usage, _ceil(landed.exact_micros)
-        unknown = [line for line, fate in landed.fates.items() if fate.billed == "unknown"]
+        unknown = landed.fates.lines(lambda fate: fate.billed == "unknown")
         flat = _flat(terms.price, max(_ints(manifest, "input_bound"), default=0))
         if batch.usage is not None and flat is not None and settling.batch_usage_counts(batch, usage):
             confirmed, usage = max(confirmed, cost_micros([batch.usage], flat)), batch.usage
@@ -352,7 +357,9 @@ class Engine:
         sending = work and not shard.cancel_asked and not self._over(shard, self.clock.now()) and not job["cancelled"]
         verdict = settling.decide(landed.fates, batch, attempt=shard.attempt, attempts=terms.attempts, sending=sending)
         return Settlement(
-            outcomes={root_lines[line]: outcome for line, outcome in verdict.outcomes.items()} if work else {},
+            outcomes=dict(zip(root_lines, map(tuple(Outcome).__getitem__, verdict.outcomes), strict=True))
+            if work
+            else {},
             results_blob=results,
             confirmed_micros=confirmed,
             wasted_micros=wasted if work else confirmed,
@@ -360,10 +367,10 @@ class Engine:
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             unknown_tokens=sum(i + o for i, o in bounds),
-            retry=self._retry(shard, manifest, verdict, terms) if verdict.again else None,
+            retries=(self._retry(shard, manifest, verdict, terms),) if verdict.again else (),
             pause=verdict.pause if sending else None,
             reason=f"batch {batch.status.value}",
-            facts={"n_strangers": landed.n_strangers, "n_repeats": landed.n_repeats, **_tally(landed.fates)},
+            facts={"n_strangers": landed.n_strangers, "n_repeats": landed.n_repeats, **landed.fates.tally()},
         )
 
     def _retry(self, shard: Shard, manifest: pa.Table, verdict: settling.Verdict, terms: Terms) -> NewShard:
@@ -381,7 +388,7 @@ class Engine:
         self, shard: Shard, manifest: pa.Table, lines: list[int], attempt: int, terms: Terms, *, why: str
     ) -> NewShard:
         """A new shard that asks for some lines of an older one again."""
-        requests = self.blobs.put_stream(landing.subset(self.blobs.lines(shard.requests_blob), lines))
+        requests = self.blobs.put_stream(landing.subset(read_lines(self.blobs.path(shard.requests_blob)), lines))
         part = manifest.take(pa.array(lines, pa.int64()))
         with self._scratch() as folder:
             pq.write_table(part, folder / "manifest.parquet", compression="zstd", compression_level=1)
@@ -409,12 +416,21 @@ class Engine:
         root_lines = _ints(landing.read_manifest(self.blobs.path(shard.manifest_blob)), "line")
         with self._scratch() as folder:
             writer = landing.ResultsWriter(folder / "results.parquet", root_lines)
-            for line in range(shard.n_lines):
-                writer.add(line, fate, None, None)
+            writer.fill(range(shard.n_lines), fate)
             writer.close()
             results = self.blobs.adopt(folder / "results.parquet")
         ends = dict.fromkeys(root_lines, outcome)
-        return Settlement(ends, results, 0, 0, 0, 0, 0, 0, None, None, detail, {"cause": cause})
+        return Settlement(ends, results, 0, 0, 0, 0, 0, 0, (), None, detail, {"cause": cause})
+
+    def _halves(self, shard: Shard, reason: str) -> Settlement:
+        """A shard that is too large to be sent: two of half its lines, at the same attempt, for nothing was tried."""
+        manifest, terms = landing.read_manifest(self.blobs.path(shard.manifest_blob)), self.ledger.terms(shard)
+        parts = list(range(shard.n_lines // 2)), list(range(shard.n_lines // 2, shard.n_lines))
+        halves = (
+            self.follow_up(shard, manifest, lines, shard.attempt, terms, why=f"half {n}")
+            for n, lines in enumerate(parts)
+        )
+        return Settlement({}, None, 0, 0, 0, 0, 0, 0, tuple(halves), None, f"sent in two halves: {reason}", {})
 
     def _over(self, shard: Shard, now: datetime) -> tuple[Outcome, str, str] | None:
         """Why a shard is not sent any more, as outcome, cause and words; None while it may be."""
@@ -536,11 +552,3 @@ def _flat(price: Price, longest_input: int) -> Price | None:
     if any(longest_input > step.above_input_tokens for step in price.steps):
         return None
     return replace(price, steps=())
-
-
-def _tally(fates: dict[int, Fate]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for fate in fates.values():
-        name = fate.cause or "ok"
-        counts[name] = counts.get(name, 0) + 1
-    return counts

@@ -24,6 +24,7 @@ CanwaitError                    exit  1
     SinkBusy                          1   another load of the target is in progress
   ProviderError                       1   base of what an adapter raises; says what is certain:
     Rejected                          1     certainly not accepted, and repeating will not help
+      TooLarge                        1       as a whole; smaller files may be
     Busy                              1     certainly not accepted; repeating later may help
     OutOfCredit                       1     certainly not accepted; the account must be mended
     Unreachable                       1     certainly never arrived
@@ -246,6 +247,12 @@ class Rejected(ProviderError):
     """{message}"""
 
     code = "rejected"
+
+
+class TooLarge(Rejected):
+    """{message}"""
+
+    code = "too_large"
 
 
 class Busy(ProviderError):

@@ -77,7 +77,7 @@ class Settlement:
     input_tokens: int
     output_tokens: int
     unknown_tokens: int
-    retry: NewShard | None
+    retries: tuple[NewShard, ...]  # which ask for its pending rows again
     pause: str | None  # why the job must stop sending
     reason: str
     facts: Mapping[str, Any]
@@ -281,6 +281,12 @@ class Ledger:
             if blocked and blocked != shard.blocked:
                 entries.journal(tx, now, shard.job, shard.id, "blocked", blocked)
 
+    def crowded(self, shard: Shard, until: datetime, why: str, now: datetime) -> None:
+        """As `wait`, for every planned shard of the job on this account: no other would be let in before."""
+        self.wait(shard, until, why, now)
+        with self.db.transaction("crowded") as tx:
+            tx.run("crowd_out", job=shard.job, account=shard.account, next=to_us(until), now=to_us(now))
+
     def polled(self, shard: Shard, batch: Batch, until: datetime, now: datetime) -> None:
         """Keep what the provider said of a batch that is still running."""
         with self.db.transaction("polled") as tx:
@@ -441,7 +447,7 @@ class Ledger:
             entries.journal(tx, now, shard.job, shard.id, "fetched", "raw output stored", blobs=list(raw_blobs))
 
     def settle(self, shard: Shard, settlement: Settlement, now: datetime) -> None:
-        """Results, cost, release and the shard that retries what may be retried: one transaction."""
+        """Results, cost, release and the shards that retry what may be retried: one transaction."""
         with self.db.transaction("settle") as tx:
             self._step(tx, shard, S.SETTLED, now)
             self._settle(tx, shard, settlement, now)
@@ -687,15 +693,15 @@ class Ledger:
                 if vector[line] != Outcome.OK:  # an answer is never un-answered
                     vector[line] = outcome
             tx.run("shard_vector", id=shard.root, vector=zlib.compress(bytes(vector)))
-        if s.retry:
-            _insert_shard(tx, shard.job, row["plan"], s.retry)
+        for new in s.retries:
+            _insert_shard(tx, shard.job, row["plan"], new)
         if s.pause:
             _pause(tx, shard.job, s.pause, now)
         facts = {
             **s.facts,
             "confirmed_micros": s.confirmed_micros,
             "unknown_micros": unknown,
-            "retry": s.retry and s.retry.id,
+            "retries": [new.id for new in s.retries],
         }
         entries.journal(tx, now, shard.job, shard.id, "settled", s.reason, **facts)
 
@@ -729,7 +735,8 @@ def _room(tx: Tx, shard: Shard, limits: Limits, mark: MarkClass) -> None:
     """Raises Crowded when a named limit of the account holds the shard."""
     where = {"account": shard.account, "id": shard.id}
     if limits.max_in_flight is not None and tx.run("in_flight", **where)[0]["n"] >= limits.max_in_flight:
-        raise Crowded(why=f"{limits.max_in_flight} batches are in flight, the most {shard.account} takes at a time")
+        why = f"{limits.max_in_flight} batches are in flight, the most {shard.account} takes at a time"
+        raise Crowded(why=why, everybody=True)
     if limits.max_enqueued_tokens is not None:
         queued = int(tx.run("in_flight_tokens", **where)[0]["tokens"])
         if queued and queued + shard.input_bound > limits.max_enqueued_tokens:

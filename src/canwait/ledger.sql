@@ -177,6 +177,11 @@ WHERE s.state IN ('planned', 'submitting', 'submitted', 'ended') AND s.next_us <
   AND (:job = '' OR s.job = :job) AND (j.paused IS NULL OR s.state <> 'planned' OR j.cancelled = 1)
 ORDER BY s.next_us, s.attempt, s.id LIMIT 1;
 
+-- name: crowd_out
+-- Shards of a job that wait together: their account takes no more batches for now.
+UPDATE shard SET next_us = :next WHERE job = :job AND account = :account AND state = 'planned' AND next_us < :next
+  AND lease_us <= :now;
+
 -- name: claim
 -- Take a shard, if it is still as it was seen; the fence it gets makes every older holder's writes void.
 UPDATE shard SET fence = fence + 1, holder = :holder, lease_us = :lease

@@ -1,7 +1,9 @@
-"""From results to rows: the dataset's rows joined to their answers by position, in source order, in chunks.
+"""From results to rows: the dataset's rows joined to their answers by position, in source order, in bounded memory.
 
-It is a join by position: `rows_blob` says for each row which line of which shard answers it. The final records of all
-shards are copied once, in order, into an Arrow file that is memory-mapped and `take`n from; memory is 8 bytes a line.
+It is a join by position: `rows_blob` says for each row which line of which shard answers it. The final record of each
+line is copied once for every row it answers into a file whose parts each belong to one *stretch* of consecutive rows;
+then one stretch after the other is read, put in order and handed on. Memory is some 10 bytes a row and a few stretches,
+whatever the order of the results.
 """
 
 from __future__ import annotations
@@ -11,54 +13,64 @@ import shutil
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from itertools import compress
+from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from .blobs import Blobs
 from .clock import from_us
 from .codec import terms_from_json
 from .errors import Problem, SinkError, SpecError
+from .landing import EMBEDDINGS
 from .ledger import Ledger
 from .sinks import PROVENANCE
-from .sinks.rows import Chunks, field_types, fitted
-from .types import Outcome, Terms
+from .sinks.rows import field_types, fitted
+from .types import Endpoint, Job, Outcome, Terms
 
-_CHUNK_ROWS = 16_384
+pc: Any = pyarrow.compute  # its stubs do not know all of it
+
+_STRETCH_BYTES, _STRETCH_ROWS = 16 << 20, 65_536  # of answers
+_BATCH_ROWS = 8192
+_PARSED_ROWS = 256  # whose JSON is held as objects: more of them fall out of the processor's cache
 _STAMP = pa.timestamp("us", "UTC")
 _USD = pa.decimal128(24, 12)
-_FIELDS: list[tuple[str, pa.DataType]] = [
-    ("outcome", pa.int8()),
-    ("cause", pa.string()),
-    ("detail", pa.string()),
-    ("output", pa.string()),
-    ("model", pa.string()),
-    ("cost_micros", pa.decimal128(28, 12)),
-    ("produced_at", _STAMP),
-]
-_SPOOL = pa.schema(_FIELDS)
+_MICROS, _MICROS_AS_USD = pa.decimal128(28, 12), pa.decimal128(34, 18)  # the same number, read in another unit
+_FREE = pa.scalar(Decimal(0), _MICROS)
+_OK = pa.scalar(int(Outcome.OK), pa.int8())
+_ROW = pa.int32()
+_TAKEN_EXACTLY = pa.string(), pa.list_(pa.string()), pa.float64(), pa.bool_()  # `pa.array` takes nothing else for them
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """How an answer becomes columns: the fields of the output schema, or one text column `output`."""
+    """How an answer becomes columns: the fields of the output schema, one text column `output`, or `embedding`."""
 
     key: str
     fields: tuple[tuple[str, Any], ...]  # name, Arrow type; empty: no schema
     tier: str
+    embeds: bool = False
+    dimensions: int | None = None  # of an embedding; None: there is none
+
+    @property
+    def answer(self) -> list[tuple[str, Any]]:
+        """Name and type of what an answer holds."""
+        if self.embeds:
+            return [("embedding", pa.list_(pa.float32(), -1 if self.dimensions is None else self.dimensions))]
+        return list(self.fields) or [("output", pa.string())]
 
     @property
     def loaded(self) -> pa.Schema:
-        body = [pa.field(n, t) for n, t in self.fields] or [pa.field("output", pa.string())]
         tail = [("_model", pa.string()), ("_tier", pa.string()), ("_cost_usd", _USD), ("_produced_at", _STAMP)]
-        return pa.schema([pa.field(self.key, pa.string()), *body, *(pa.field(n, t) for n, t in tail)])
+        return pa.schema([pa.field(self.key, pa.string()), *(pa.field(n, t) for n, t in [*self.answer, *tail])])
 
     @property
     def failed(self) -> pa.Schema:
@@ -66,140 +78,329 @@ class Columns:
 
 
 def columns_of(terms: Terms) -> Columns:
-    return Columns(terms.key, tuple(field_types(terms.output_schema).items()), terms.tier.value)
+    fields = tuple(field_types(terms.output_schema).items())
+    return Columns(terms.key, fields, terms.tier.value, terms.endpoint == EMBEDDINGS)
 
 
-def check_columns(output_schema: Mapping[str, Any] | None, key: str) -> None:
-    """Raises SpecError when an output field has the name of the key column or of one of ours."""
-    if taken := {key, *PROVENANCE} & set(field_types(output_schema)):
+def check_columns(job: Job) -> None:
+    """Raises SpecError when two columns of what is loaded would have one name."""
+    names = [job.source.key, *answer_names(job), *PROVENANCE]
+    if taken := {name for name in names if names.count(name) > 1}:
         what = f"field {', '.join(sorted(taken))} has the name of the key column or of one of canwait's"
         raise SpecError([Problem("job", None, None, "output", what)])
 
 
+def answer_names(job: Job) -> list[str]:
+    """The columns that hold a row's answer."""
+    if job.endpoint is Endpoint.EMBEDDINGS:
+        return ["embedding"]
+    return list(field_types(job.output_schema)) or ["output"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answering:
+    """A planned shard that rows of the dataset point to."""
+
+    n_lines: int
+    foreign: bool  # paid by another job
+    files: Sequence[tuple[Path, datetime]]  # what each of its sendings brought, and when, in the order of settling
+
+
 class Answers:
-    """The answers of a job's latest plan. `loaded` and `failed` each stream its rows once, in source order."""
+    """The answers of a job's latest plan. `loaded`, `texts` and `failed` each stream its rows in source order."""
 
     def __init__(self, ledger: Ledger, blobs: Blobs, job: str, folder: Path) -> None:
         row = ledger.job(job)
         plan = ledger.query("plan", job=job, digest=row["plan"])[0]
         self._rows = blobs.path(json.loads(plan["body"])["rows_blob"])
         self.columns = columns_of(terms_from_json(json.loads(plan["terms"])))
-        self._places: list[array[int]] = []  # by ordinal, by line: position in the spool, -1 for none
-        self._foreign: list[bool] = []  # by ordinal: paid by another job
-        path = folder / "answers.arrow"
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SPOOL) as spool:
-            n = 0
-            for answering in ledger.query("plan_shards", job=job, plan=row["plan"]):
-                tried = ledger.query("shards_of_root", root=answering["shard"])
-                tried = sorted((s for s in tried if s["results_blob"]), key=lambda s: (s["settled_us"], s["attempt"]))
-                files = [(blobs.path(s["results_blob"]), from_us(s["settled_us"])) for s in tried]
-                places, n = _copy_final(spool, files, answering["n_lines"], n)
-                self._places.append(places)
-                self._foreign.append(answering["owner_job"] != job)
-        spooled = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._spool = Chunks([spooled.get_batch(i) for i in range(spooled.num_record_batches)], _SPOOL)
-        self._charged = bytearray(n)  # the first row of an answer carries its cost
+        self._body, kind = ("vector", pa.binary()) if self.columns.embeds else ("output", pa.string())
+        shards = [_answering(ledger, blobs, job, row) for row in ledger.query("plan_shards", job=job, plan=row["plan"])]
+        wanted = _wanted(self._rows, [shard.n_lines for shard in shards])
+        n_rows = _stretch_rows([path for shard in shards for path, _ in shard.files], self._body)
+        usable: list[tuple[str, pa.DataType]] = [
+            ("row", _ROW),
+            (self._body, kind),
+            ("model", pa.string()),
+            ("cost_micros", _MICROS),
+            ("at", _STAMP),
+        ]
+        failed: list[tuple[str, pa.DataType]] = [
+            ("row", _ROW),
+            ("outcome", pa.int8()),
+            ("cause", pa.string()),
+            ("detail", pa.string()),
+        ]
+        self._usable = _Spool(folder / "usable.arrow", pa.schema(usable), n_rows)
+        self._failed = _Spool(folder / "failed.arrow", pa.schema(failed), n_rows)
+        first_line = 0
+        for shard in shards:
+            self._copy(shard, wanted.slice(first_line, shard.n_lines))
+            first_line += shard.n_lines
+        self._usable.close()
+        self._failed.close()
+        pa.default_memory_pool().release_unused()  # or the sink's memory comes on top of it
 
     def loaded(self) -> Iterator[pa.RecordBatch]:
         """Rows with a usable answer."""
         schema = self.columns.loaded
-        for keys, ordinals, part in self._chunks(ok=True):
-            texts = part["output"].to_pylist()
-            values = [orjson.loads(t) if t else None for t in texts] if self.columns.fields else []
-            fields: list[Any] = [_column(values, n, k) for n, k in self.columns.fields] or [
-                pa.array(texts, pa.string())
-            ]
+        for keys, part in self._joined(self._usable):
             tier = pa.repeat(pa.scalar(self.columns.tier), len(keys))
-            costs = [
-                self._cost(p, o, c)
-                for p, o, c in zip(_list(part["_place"]), ordinals, part["cost_micros"].to_pylist(), strict=True)
-            ]
-            stamps = part["produced_at"].combine_chunks()
-            models = part["model"].combine_chunks()
-            yield pa.record_batch(
-                [pa.array(keys, pa.string()), *fields, models, tier, pa.array(costs, _USD), stamps], schema=schema
-            )
+            rest = part["model"], tier, _usd(part["cost_micros"]), part["at"]
+            for start in range(0, len(keys), _BATCH_ROWS):
+                answers = self._columns(part[self._body].slice(start, _BATCH_ROWS))
+                key, *tail = (column.slice(start, _BATCH_ROWS) for column in (keys, *rest))
+                yield pa.RecordBatch.from_arrays([key, *answers, *tail], schema=schema)
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Key and answer, as the model wrote it, of every row with a usable one."""
-        for keys, _, part in self._chunks(ok=True):
-            yield from zip(keys, part["output"].to_pylist(), strict=True)
+        """Key and answer, as the model wrote it, of every row with a usable one; an embedding is a JSON array."""
+        for keys, part in self._joined(self._usable):
+            for start in range(0, len(keys), _BATCH_ROWS):
+                texts: list[Any] = part[self._body].slice(start, _BATCH_ROWS).to_pylist()
+                if self.columns.embeds:
+                    texts = [orjson.dumps(memoryview(vector).cast("f").tolist()).decode() for vector in texts]
+                yield from zip(keys.slice(start, _BATCH_ROWS).to_pylist(), texts, strict=True)
 
     def failed(self) -> Iterator[pa.RecordBatch]:
         """Rows without one, with their cause."""
-        for keys, _, part in self._chunks(ok=False):
-            names = [Outcome(o).name.lower() for o in _list(part["outcome"])]
-            texts = [
-                pa.array(keys, pa.string()),
-                pa.array(names, pa.string()),
-                part["cause"].combine_chunks(),
-                part["detail"].combine_chunks(),
+        names = pa.array([outcome.name.lower() for outcome in Outcome])
+        for keys, part in self._joined(self._failed):
+            columns = [keys, names.take(part["outcome"]), part["cause"], part["detail"]]
+            yield pa.RecordBatch.from_arrays(columns, schema=self.columns.failed)
+
+    def _columns(self, answers: Any) -> list[Any]:
+        """What some answers hold."""
+        if self.columns.embeds:
+            return [_vectors(answers, self.columns.dimensions or 0)]
+        if not self.columns.fields:
+            return [answers]
+        parts = [self._parsed(answers.slice(i, _PARSED_ROWS).to_pylist()) for i in range(0, len(answers), _PARSED_ROWS)]
+        return [pa.concat_arrays(column) for column in zip(*parts, strict=True)]
+
+    def _parsed(self, texts: list[Any]) -> list[Any]:
+        answers = [orjson.loads(text) if text else None for text in texts]
+        return [_column(answers, name, kind) for name, kind in self.columns.fields]
+
+    def _joined(self, spool: _Spool) -> Iterator[tuple[Any, pa.RecordBatch]]:
+        """Keys and records of the rows that have one there, in source order, a stretch of rows at a time."""
+        for number, keys in enumerate(_in_stretches(self._rows, spool.n_rows)):
+            if part := spool.stretch(number):
+                yield keys.take(pc.subtract(part["row"], number * spool.n_rows)), part
+
+    def _copy(self, shard: _Answering, wanted: Any) -> None:
+        """Copy the final record of each of a shard's lines once for every row that wants it."""
+        final = None if _all_final(shard) else pa.array(_final(shard), pa.int64())
+        number = 0
+        for path, settled_at in shard.files:
+            at = pa.scalar(settled_at, _STAMP)
+            for records in _groups(path, ["line", "outcome", "cause", "detail", "model", "cost_micros", self._body]):
+                n_records = records.num_rows
+                if final is not None:
+                    ours = pa.array(range(number, number + n_records), pa.int64())
+                    records = records.filter(pc.equal(final.take(records["line"]), ours))
+                number += n_records
+                is_ok = pc.equal(records["outcome"], _OK)
+                usable = pc.indices_nonzero(is_ok)
+                if self.columns.embeds:
+                    self._measure(records["vector"].take(usable))
+                rows = wanted.take(records["line"].take(usable))
+                copies = pc.list_parent_indices(rows)
+                taken = usable.take(copies)
+                # An answer that many rows share is charged to the first of them; what another job paid is free here.
+                is_first = pc.fill_null(pc.not_equal(pc.pairwise_diff(copies), 0), True)
+                is_charged = pa.repeat(False, len(copies)) if shard.foreign else is_first
+                costs = pc.if_else(is_charged, records["cost_micros"].take(taken), _FREE)
+                self._usable.add(
+                    rows.flatten(), taken, records, {"cost_micros": costs, "at": pa.repeat(at, len(taken))}
+                )
+                failed = pc.indices_nonzero(pc.invert(is_ok))
+                rows = wanted.take(records["line"].take(failed))
+                self._failed.add(rows.flatten(), failed.take(pc.list_parent_indices(rows)), records)
+
+    def _measure(self, vectors: Any) -> None:
+        """Raises SinkError unless all embeddings of the job are of one length."""
+        for n_bytes in pc.unique(pc.binary_length(vectors)).to_pylist():
+            known = self.columns.dimensions or n_bytes // 4
+            if n_bytes != 4 * known:
+                raise SinkError(
+                    f"the job has embeddings of {known} and of {n_bytes // 4} numbers, and a column holds one length",
+                    hint="state `dimensions` in the job's `params:`, and send the rows again under a new job name",
+                )
+            self.columns = replace(self.columns, dimensions=known)
+
+
+class _Spool:
+    """Records on disk, by the stretch of `n_rows` rows that they belong to."""
+
+    def __init__(self, path: Path, schema: pa.Schema, n_rows: int) -> None:
+        self.n_rows = n_rows
+        self._path, self._schema = path, schema
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._file, schema)
+        self._n_parts = 0
+        self._parts: dict[int, list[int]] = {}  # by stretch
+
+    def add(
+        self, rows: Any, taken: Any, records: pa.RecordBatch, extra: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Row `rows[i]` gets the record of number `taken[i]`, and the i-th value of each extra column."""
+        order = pc.sort_indices(rows)
+        rows, taken = rows.take(order), taken.take(order)
+        extra = {name: column.take(order) for name, column in extra.items()}
+        ends = pc.run_end_encode(pc.divide(rows, self.n_rows))
+        start = 0
+        for stretch, end in zip(ends.values.to_pylist(), ends.run_ends.to_pylist(), strict=True):
+            numbers = taken.slice(start, end - start)
+            columns = [
+                extra[name].slice(start, end - start) if name in extra else records[name].take(numbers)
+                for name in self._schema.names[1:]
             ]
-            yield pa.record_batch(texts, schema=self.columns.failed)
+            columns.insert(0, rows.slice(start, end - start))
+            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+            self._parts.setdefault(stretch, []).append(self._n_parts)
+            self._n_parts += 1
+            start = end
 
-    def _chunks(self, *, ok: bool) -> Iterator[tuple[list[str], list[int], pa.Table]]:
-        """Keys, ordinals and spooled records of the rows whose answer is, or is not, usable."""
-        if not self._charged:
-            return
-        for batch in pq.ParquetFile(self._rows, pre_buffer=False).iter_batches(_CHUNK_ROWS):
-            keys, ordinals, lines = (_list(batch[column]) for column in ("key", "shard", "line"))
-            places = [self._places[o][line] for o, line in zip(ordinals, lines, strict=True)]
-            part = self._spool.take([max(place, 0) for place in places])
-            part = part.append_column("_place", pa.array(places, pa.int64()))
-            ended = zip(places, _list(part["outcome"]), strict=True)
-            keep = [place >= 0 and (outcome == Outcome.OK) is ok for place, outcome in ended]
-            if any(keep):
-                yield list(compress(keys, keep)), list(compress(ordinals, keep)), part.filter(pa.array(keep))
+    def close(self) -> None:
+        """No more is added; now it can be read."""
+        self._writer.close()
+        self._file.close()
+        # Not mapped: pages that were read would count as our memory.
+        self._reader = pa.ipc.open_file(pa.OSFile(str(self._path), "rb"))
 
-    def _cost(self, place: int, ordinal: int, micros: Decimal | None) -> Decimal | None:
-        """USD of one row. An answer many rows share is charged to the first; one another job paid costs nothing here."""
-        if self._charged[place] or self._foreign[ordinal]:
-            return Decimal(0)
-        self._charged[place] = 1
-        return None if micros is None else (micros / 1_000_000).quantize(Decimal("0.000000000001"))
+    def stretch(self, number: int) -> pa.RecordBatch | None:
+        """The records of a stretch in the order of their rows; None where it has none."""
+        parts = [self._reader.get_batch(part) for part in self._parts.get(number, ())]
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        whole = pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+        del parts
+        return whole.take(pc.sort_indices(whole["row"]))
 
 
-def _copy_final(spool: Any, files: Sequence[tuple[Path, datetime]], n_lines: int, n: int) -> tuple[array[int], int]:
-    """Append the final record of each line to the spool; where each line's lies, and the spool's new length.
+def _answering(ledger: Ledger, blobs: Blobs, job: str, row: Mapping[str, Any]) -> _Answering:
+    sent = [s for s in ledger.query("shards_of_root", root=row["shard"]) if s["results_blob"]]
+    sent.sort(key=lambda s: (s["settled_us"], s["attempt"]))
+    files = [(blobs.path(s["results_blob"]), from_us(s["settled_us"])) for s in sent]
+    return _Answering(row["n_lines"], row["owner_job"] != job, files)
+
+
+def _wanted(rows: Path, n_lines: Sequence[int]) -> Any:
+    """For each line of all the shards, one after the other: the rows of the dataset that it answers, ascending."""
+    starts = pa.array([0, *accumulate(n_lines)], pa.int32())
+    found = [
+        pc.add(starts.take(batch["shard"]), batch["line"].cast(pa.int32()))
+        for batch in pq.ParquetFile(rows, pre_buffer=False).iter_batches(_STRETCH_ROWS, columns=["shard", "line"])
+    ]
+    lines = pa.concat_arrays(found) if found else pa.array([], pa.int32())
+    del found
+    order = pc.sort_indices(lines).cast(_ROW)  # stable: rows of one line stay in their order
+    offsets = pc.search_sorted(lines.take(order), pa.array(range(sum(n_lines) + 1), pa.int32()))
+    return pa.ListArray.from_arrays(offsets.cast(pa.int32()), order)
+
+
+def _stretch_rows(results: Sequence[Path], body: str) -> int:
+    """How many rows make a stretch, by the size of their answers."""
+    n_rows = n_bytes = 0
+    for path in results:
+        metadata = pq.read_metadata(path)
+        n_rows += metadata.num_rows
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            columns = map(group.column, range(group.num_columns))
+            n_bytes += sum(column.total_uncompressed_size for column in columns if column.path_in_schema == body)
+    return max(1, min(_STRETCH_ROWS, _STRETCH_BYTES * n_rows // max(1, n_bytes)))
+
+
+def _all_final(shard: _Answering) -> bool:
+    """Whether the lines were sent once, and each was answered once at most."""
+    if len(shard.files) != 1:
+        return False
+    lines = pq.read_table(shard.files[0][0], columns=["line"])["line"]
+    return bool(pc.count_distinct(lines).as_py() == len(lines))
+
+
+def _final(shard: _Answering) -> array[int]:
+    """By line: the number, counted through all its files, of the record that says what became of it; -1 for none.
 
     Within one output a later record supersedes an earlier one; a later attempt supersedes anything but an OK answer.
     """
-    final: list[tuple[int, int] | None] = [None] * n_lines
-    is_ok = bytearray(n_lines)
-    for index, (path, _) in enumerate(files):
-        seen = pq.read_table(path, columns=["line", "outcome"]).to_pydict()
-        own = {line: (row, outcome) for row, (line, outcome) in enumerate(zip(*seen.values(), strict=True))}
-        for line, (row, outcome) in own.items():
-            if not is_ok[line]:
-                final[line], is_ok[line] = (index, row), outcome == Outcome.OK
-    places = array("q", [-1] * n_lines)
-    for index, (path, produced) in enumerate(files):
-        wanted = {where[1]: line for line, where in enumerate(final) if where and where[0] == index}
-        start = 0
-        for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches(_CHUNK_ROWS):
-            rows = [r for r in range(batch.num_rows) if start + r in wanted]
-            part = batch.take(pa.array(rows, pa.int64()))
-            stamp = pa.repeat(pa.scalar(produced, _STAMP), len(rows))
-            spool.write_batch(pa.record_batch([*(part[c] for c in _SPOOL.names[:-1]), stamp], schema=_SPOOL))
-            for position, row in enumerate(rows):
-                places[wanted[start + row]] = n + position
-            n += len(rows)
-            start += batch.num_rows
-    return places, n
+    final = array("q", [-1]) * shard.n_lines
+    is_ok = bytearray(shard.n_lines)
+    number = 0
+    for path, _ in shard.files:
+        before = bytes(is_ok)
+        for records in _groups(path, ["line", "outcome"]):
+            for line, outcome in zip(*(_list(column) for column in records.columns), strict=True):
+                if not before[line]:
+                    final[line], is_ok[line] = number, outcome == Outcome.OK
+                number += 1
+    return final
 
 
-def _list(column: Any) -> list[Any]:
-    return list(column.to_pylist())
+def _groups(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """A results file in the row groups it was written in."""
+    file = pq.ParquetFile(path, pre_buffer=False)
+    for number in range(file.num_row_groups):
+        yield from file.read_row_group(number, columns=columns).combine_chunks().to_batches()
 
 
-def _column(answers: list[Any], name: str, kind: Any) -> Any:
-    values = [a.get(name) if isinstance(a, dict) else None for a in answers]
+def _in_stretches(rows: Path, n_rows: int) -> Iterator[Any]:
+    """The keys of the dataset's rows, so many at a time."""
+    held: list[Any] = []
+    n_held = 0
+    for batch in pq.ParquetFile(rows, pre_buffer=False).iter_batches(n_rows, columns=["key"]):
+        held.append(batch["key"])
+        n_held += len(batch)
+        if n_held >= n_rows:
+            keys = pa.concat_arrays(held)
+            yield keys.slice(0, n_rows)
+            held = [keys.slice(n_rows)]
+            n_held -= n_rows
+    if n_held:
+        yield pa.concat_arrays(held)
+
+
+def _usd(micros: Any) -> Any:
+    """The same money in USD, rounded to 12 places."""
+    exact = pa.Array.from_buffers(_MICROS_AS_USD, len(micros), micros.buffers(), offset=micros.offset)
+    return pc.round(exact, 12, round_mode="half_to_even").cast(_USD)
+
+
+def _vectors(vectors: Any, dimensions: int) -> Any:
+    """Embeddings of one length as a list column, not copied."""
+    start = vectors.offset * 4 * dimensions
+    numbers = pa.Array.from_buffers(pa.float32(), len(vectors) * dimensions, [None, vectors.buffers()[2].slice(start)])
+    return pa.FixedSizeListArray.from_arrays(numbers, dimensions)
+
+
+def _column(answers: Sequence[Any], name: str, kind: Any) -> Any:
     try:
-        return pa.array([fitted(v, kind) for v in values], kind)
+        values = [answer.get(name) for answer in answers]
+    except AttributeError:  # a schema that is not of an object lets other answers through
+        values = [answer.get(name) if isinstance(answer, dict) else None for answer in answers]
+    try:
+        if (column := _as_they_are(values, kind)) is not None:
+            return column
+        return pa.array([fitted(value, kind) for value in values], kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise SinkError(
             f"field {name} has a value that is not {kind}: {error}", hint=f"bound `{name}` in the output schema"
         ) from error
+
+
+def _as_they_are(values: Sequence[Any], kind: Any) -> Any:
+    """The column where every value is of its type already, as `fitted` would leave it; None where one may not be."""
+    try:
+        if kind in _TAKEN_EXACTLY:
+            return pa.array(values, kind)
+        column = pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        return None
+    return column if column.type == kind else None
+
+
+def _list(column: Any) -> list[Any]:
+    return list(column.to_pylist())
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 from hashlib import sha256
@@ -17,12 +18,13 @@ from .codec import plain
 from .errors import Problem, SpecError, UnknownPrice
 from .price import EXACT, cost_micros, format_usd, worst_micros
 from .tokens import Counter
-from .types import Job, Limits, MarkClass, Offer, Plan, Price, Tier, Tokens, Usage
+from .types import Endpoint, Job, Limits, MarkClass, Offer, Plan, Price, Tier, Urgency, Usage
 
 MAX_BAD_ROWS = 1_000  # all are counted, so many are kept
 MAX_GROUPS = 500  # values of `shard.by`: each one is a batch at least
 _BATCH_ROWS = 5_000  # a batch that fails costs this many rows' time at most
 _ENVELOPE_BYTES = 64  # what an adapter writes around all lines, at most
+IDENTITY_BYTES = 16
 _MIN_EARLIER_ROWS = 20  # fewer tell nothing about the next
 _OURS = frozenset({"own", "local"})
 
@@ -42,33 +44,86 @@ class Earlier:
 def offers_for(job: Job, provider: str, limits: Limits, price_of: Callable[[Tier], Price]) -> tuple[Offer, ...]:
     """Every tier that was considered, and why one was chosen or not: the job's own, and `standard` for comparison.
 
-    At most one is chosen: the one that this version runs at the provider, if its price is known. A window that ends after
+    At most one is chosen: what `tier_for` says, if its price is known; `limits` are of that one. A window that ends after
     the deadline is said and not refused: most batches end hours before their window does.
     """
-    runs = _tier_run_at(provider)
-    considered = dict.fromkeys(job.tiers or (runs,))
+    runs = tier_for(job, provider, price_of)
+    considered = dict.fromkeys(job.tiers or (_runs(provider) if _in_minutes(job) else (runs,)))
     if provider not in _OURS:
         considered[Tier.STANDARD] = None
     offers = []
-    for tier in considered:
+    for tier in filter(None, considered):
         try:
             price, why_not = price_of(tier), None
         except UnknownPrice as error:
             price, why_not = None, str(error)
         if tier is not runs:
-            why_not = f"shown for comparison; this version runs {provider} on the {runs.value} tier only"
+            why_not = _why_not(job, tier, provider, runs)
         why = why_not or _merits(tier, limits, job.deadline_s)
         offers.append(Offer(provider, job.model, tier, price, limits, why_not is None, why))
     return tuple(offers)
+
+
+def tier_for(job: Job, provider: str, price_of: Callable[[Tier], Price]) -> Tier | None:
+    """The tier a job runs on: the first of its own that can run and has a price; within minutes, the cheapest of them.
+
+    None where it names none that can run. Without a price for any, the first: then its price is what is missing.
+    """
+    wanted = _wanted(job, provider)
+    priced: dict[Tier, Price] = {}
+    for tier in wanted:
+        with suppress(UnknownPrice):
+            priced[tier] = price_of(tier)
+    if _in_minutes(job) and priced:
+        return min(priced, key=lambda tier: priced[tier].input + priced[tier].output)
+    return next(iter([*priced, *wanted]), None)
+
+
+def _wanted(job: Job, provider: str) -> list[Tier]:
+    """Tiers the job may run on, in its order."""
+    runs = _runs(provider)
+    if _in_minutes(job):
+        return [tier for tier in job.tiers or runs if tier in runs and tier is not Tier.BATCH]
+    return [tier for tier in job.tiers or runs[:1] if tier in runs]
+
+
+def _in_minutes(job: Job) -> bool:
+    return job.urgency is Urgency.NEAR_REAL_TIME
+
+
+def _runs(provider: str) -> tuple[Tier, ...]:
+    """The tiers this version runs a provider on."""
+    match provider:
+        case "own" | "local":
+            return (Tier.OWN,)
+        case "openai":
+            return (Tier.BATCH, Tier.FLEX, Tier.STANDARD)
+        case "anthropic":
+            return (Tier.BATCH, Tier.STANDARD)
+    return (Tier.BATCH,)
+
+
+def _why_not(job: Job, tier: Tier, provider: str, runs: Tier | None) -> str:
+    if tier not in _runs(provider):
+        only = " and ".join(known.value for known in _runs(provider))
+        return f"this version runs {provider} on {only} only"
+    if tier is Tier.BATCH and _in_minutes(job):
+        return "takes hours, and near_real_time means minutes"
+    if tier in _wanted(job, provider) and runs:
+        return f"{runs.value} is cheaper" if _in_minutes(job) else f"{runs.value} comes first"
+    return "shown for comparison"
 
 
 def choose(job: Job, offers: Sequence[Offer]) -> Offer:
     """The chosen offer. Raises UnknownPrice or SpecError with the reasons when none could be."""
     for offer in offers:
         if offer.chosen:
+            if job.endpoint is Endpoint.EMBEDDINGS and offer.price and _bills_output(offer.price):
+                why = f"found 'embeddings'; {offer.provider}/{offer.model} bills output, so it makes no embeddings"
+                raise SpecError([Problem(f"job {job.name}", None, None, "endpoint", why)])
             return offer
     for offer in offers:
-        if offer.price is None and offer.tier is _tier_run_at(offer.provider):
+        if offer.price is None and offer.tier in _wanted(job, offer.provider):
             raise UnknownPrice(offer.reason, provider=offer.provider, model=offer.model, tier=offer.tier.value)
     asked = [offer for offer in offers if not job.tiers or offer.tier in job.tiers]
     raise SpecError(
@@ -77,13 +132,13 @@ def choose(job: Job, offers: Sequence[Offer]) -> Offer:
     )
 
 
-def _tier_run_at(provider: str) -> Tier:
-    return Tier.OWN if provider in _OURS else Tier.BATCH
+def _bills_output(price: Price) -> bool:
+    return bool(price.output) or any(step.output for step in price.steps)
 
 
 def _merits(tier: Tier, limits: Limits, deadline_s: int) -> str:
-    if tier is Tier.OWN:
-        return "starts at once"
+    if tier in (Tier.OWN, Tier.STANDARD, Tier.FLEX):
+        return "starts at once" + (", and waits while the provider has no room" if tier is Tier.FLEX else "")
     window = f"answers or gives up within {_hours(limits.window_s)}"
     if limits.window_s <= deadline_s:
         return window
@@ -165,11 +220,12 @@ class Expectation:
     tokens_kind: Literal["counted", "bounded", "estimated"]
     tokens_by: str
 
-    def input(self, measured: list[Tokens]) -> list[Tokens]:
-        """Where tokens are only bounded, what earlier rows were billed for their bounds."""
-        if (ratio := self.tokens_per_bound) is None:
-            return measured
-        return [Tokens(min(t.bound, _up(t.bound * ratio)), t.bound, "estimated") for t in measured]
+    def input(self, expected: list[int], bounds: list[int]) -> tuple[list[int], list[int]]:
+        """Expected and bound input tokens of each row. Bounds alone say less than what earlier rows were billed for theirs."""
+        if self.tokens_per_bound is None:
+            return expected, bounds
+        times, by = self.tokens_per_bound.as_integer_ratio()
+        return [min(bound, -(-bound * times // by)) for bound in bounds], bounds
 
     def output(self, n_rows: int) -> int:
         """Output tokens of so many rows together."""
@@ -181,13 +237,18 @@ def expect(job: Job, counter: Counter, earlier: Earlier | None) -> Expectation:
     n_rows = earlier.n_rows if earlier else 0
     if earlier is None or n_rows < _MIN_EARLIER_ROWS:
         rows = f"{n_rows} earlier rows tell too little" if n_rows else "no earlier rows"
-        return Expectation(job.max_output_tokens, None, f"{rows}: at its bound", None, counter.kind, counter.by)
-    basis = f"mean of {n_rows:,} earlier rows of this job"
+        basis = _basis(job, f"{rows}: at its bound")
+        return Expectation(job.max_output_tokens, None, basis, None, counter.kind, counter.by)
+    basis = _basis(job, f"mean of {n_rows:,} earlier rows of this job")
     ratio = earlier.tokens_per_bound if counter.kind == "bounded" else None
     if ratio is None:
         return Expectation(job.max_output_tokens, earlier.mean_output_tokens, basis, None, counter.kind, counter.by)
     by = f"{counter.by} x {ratio:.4f}, as {n_rows:,} earlier rows of this job were billed"
     return Expectation(job.max_output_tokens, earlier.mean_output_tokens, basis, ratio, "estimated", by)
+
+
+def _basis(job: Job, otherwise: str) -> str:
+    return "an embedding has none" if job.endpoint is Endpoint.EMBEDDINGS else otherwise
 
 
 def expected_micros(inputs: Sequence[int], n_output: int, price: Price) -> int:
@@ -215,8 +276,9 @@ def _up(tokens: Decimal) -> int:
 
 def identity_of(request_key: bytes, job: Job, key: str) -> bytes:
     """16 bytes that name a request: equal requests are one, unless the job asks every row for itself."""
-    whose = b"" if job.dedupe else f"{job.name}\0{key}".encode()
-    return sha256(request_key + whose).digest()[:16]
+    if not job.dedupe:
+        request_key = sha256(request_key + f"{job.name}\0{key}".encode()).digest()
+    return request_key[:IDENTITY_BYTES]
 
 
 def digest_of(job: Job, endpoint: str, price: Price, rows: bytes) -> str:
@@ -224,14 +286,26 @@ def digest_of(job: Job, endpoint: str, price: Price, rows: bytes) -> str:
 
     `rows` is the digest of every row's key and request, in order.
     """
-    rates = plain(replace(price, source="", as_of=price.as_of.min))
-    return _sha256([decisive(job), endpoint, rates, rows.hex()])
+    return _sha256([decisive(job), endpoint, rates(price), rows.hex()])
+
+
+def rates(price: Price) -> object:
+    """A price without who said it and when: what of it a plan's digest is made of."""
+    return plain(replace(price, source="", as_of=price.as_of.min))
+
+
+def once_more(plan: Plan) -> Plan:
+    """A plan whose shards are open already: nothing in it is new, so nothing is left to be held for it."""
+    return replace(
+        plan, n_reused=plan.n_reused + plan.n_new, n_new=0, input_expected=0, input_bound=0, output_expected=0,
+        output_bound=0, expected_micros=0, worst_micros=0, standard_micros=plan.standard_micros and 0, shards=(),
+    )  # fmt: skip
 
 
 def decisive(job: Job) -> list[object]:
     """Everything in a job that decides its requests and how they are cut."""
     params = sorted(job.params.items())
-    prompt = [job.provider, job.model, job.prompt, job.output_schema, params, job.max_output_tokens]
+    prompt = [job.provider, job.model, job.endpoint, job.prompt, job.output_schema, params, job.max_output_tokens]
     return [job.name, job.source.key, prompt, job.dedupe, job.shard, job.attempts]
 
 

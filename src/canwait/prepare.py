@@ -16,8 +16,8 @@ import sys
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from itertools import repeat
@@ -28,10 +28,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .blobs import Blobs
+from .bodies import Bodies
 from .codec import plan_from_json, plan_to_json
+from .columns import integers, strings
 from .errors import BlobError, NotFound, Problem, SourceError
-from .landing import MANIFEST, read_manifest
+from .known import Known
+from .landing import MANIFEST
+from .lines import LinesFile
+from .places import LINE_BITS, MAX_LINES, MAX_SHARDS, Keys, Places
 from .plan import (
+    IDENTITY_BYTES,
     MAX_BAD_ROWS,
     MAX_GROUPS,
     Earlier,
@@ -51,10 +57,10 @@ from .plan import (
     shard_id,
 )
 from .providers import Provider
-from .render import Renderer, RowProblem, compile_job, did_you_mean, endpoint, key_text, request_key
+from .render import Renderer, RowProblem, compile_job, did_you_mean, endpoint, key_text, keyed
 from .sources import RowBatch, RowSource
-from .tokens import Counter, counter
-from .types import BadRow, Job, MarkClass, Offer, Plan, PlannedShard, Price, Tier, Tokens
+from .tokens import CHAT, EMBEDDING, Measure, counter
+from .types import BadRow, Endpoint, Job, MarkClass, Offer, Plan, PlannedShard, Price, Tier
 
 _FIELDS: list[pa.Field[Any]] = [
     pa.field("key", pa.string(), nullable=False),
@@ -63,10 +69,13 @@ _FIELDS: list[pa.Field[Any]] = [
 ]
 _ROWS = pa.schema(_FIELDS)
 _ROW_GROUP = 16_384
-_PIECE_BYTES = 8 << 20  # of bodies held at a time
+_PIECE_BYTES = 2 << 20  # of bodies made at a time
+_FIRST_PIECE_ROWS = 64  # whose size nobody knows
+_FRAME_BYTES = 1 << 20  # of a shard, written at a time
+_WAITING_BYTES = 64 << 20  # of all open shards
 _CUSTOM_ID = "c" + "0" * 20 + "-999999"  # none is longer
 _PLAN_ID = re.compile("p_[0-9a-f]{12}")
-_LINE = 0xFFFFFFFF  # of a place, which is shard ordinal << 32 | line
+_LINE = MAX_LINES - 1  # of a place
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +84,6 @@ class Prepared:
 
     plan: Plan
     answering: tuple[tuple[str, bytes], ...]  # by ordinal: shard id, weights as uint32 LE per line
-
-
-class Known:
-    """Requests that are paid or on their way, and which line of which shard answers each."""
-
-    def __init__(self, shards: Iterable[tuple[str, Path, Callable[[int], bool]]] = ()) -> None:
-        """`shards`: id and manifest of every root shard, and which of its lines may be reused; the first one counts."""
-        self.n_lines: dict[str, int] = {}  # by shard, of all of them: none of these ids is given again
-        self._ids: list[str] = []
-        self._places: dict[bytes, int] = {}
-        for ordinal, (shard, manifest, may_reuse) in enumerate(shards):
-            identities = cast("list[bytes]", read_manifest(manifest)["identity"].to_pylist())
-            self.n_lines[shard] = len(identities)
-            self._ids.append(shard)
-            for line, identity in enumerate(identities):
-                if identity not in self._places and may_reuse(line):
-                    self._places[identity] = ordinal << 32 | line
-
-    def get(self, identity: bytes) -> tuple[str, int] | None:
-        """Shard and line."""
-        place = self._places.get(identity)
-        return None if place is None else (self._ids[place >> 32], place & _LINE)
 
 
 def prepare(
@@ -117,15 +104,13 @@ def prepare(
     and BlobError for a full disk. Then there is no plan.
     """
     setup = _set_up(job, source, provider, blobs, known, price_of, earlier)
-    requests, expected = _Requests(setup), setup.expected
-    with _scratch(blobs) as folder, _Rows(folder) as rows:
-        shards = _Shards(setup, folder)
-        for batch in source.batches():
-            for wanted in requests.of(batch):
-                rows.add([request.key for request in wanted], shards.answer(wanted))
-        planned = shards.finish()
-        rows_blob = blobs.adopt(rows.finish(shards.moves))
-
+    with _scratch(blobs) as folder:
+        read = _read(setup, source, folder / "once", frozenset())
+        if read.suspects:  # keys that stand twice are bad rows; now it is known which keys to watch
+            read = _read(setup, source, folder / "again", read.suspects)
+        requests, shards = read.requests, read.shards
+        rows_blob = blobs.adopt(read.rows_file)
+    planned, expected = read.planned, setup.expected
     digest = digest_of(job, setup.endpoint, setup.price, requests.digest)
     made = Plan(
         id=plan_id(digest), digest=digest, job=job.name, provider=provider.name, model=job.model, tier=setup.price.tier,
@@ -143,6 +128,28 @@ def prepare(
     return Prepared(made, tuple(zip(shards.ids, map(_uint32, shards.weights), strict=True)))
 
 
+class _Read(NamedTuple):
+    """What reading all rows once brought."""
+
+    requests: _Requests
+    shards: _Shards
+    planned: tuple[PlannedShard, ...]
+    rows_file: Path
+    suspects: frozenset[int]
+
+
+def _read(setup: _Setup, source: RowSource, folder: Path, suspects: frozenset[int]) -> _Read:
+    folder.mkdir()
+    job = setup.job
+    wanted = dict.fromkeys((job.source.key, *setup.renderer.columns, *([job.shard.by] if job.shard.by else [])))
+    with closing(Keys(folder / "keys")) as keys, closing(Places(folder / "places")) as places, _Rows(folder) as rows:
+        requests, shards = _Requests(setup, keys, suspects), _Shards(setup, folder, places)
+        for batch in source.batches(tuple(wanted)):
+            for piece in requests.of(batch):
+                rows.add(piece.keys, shards.answer(piece))
+        return _Read(requests, shards, shards.finish(), rows.finish(shards.moves), keys.twice())
+
+
 @dataclass(frozen=True, slots=True)
 class _Setup:
     """What is settled before the first row is read."""
@@ -156,7 +163,8 @@ class _Setup:
     price: Price
     standard: Price | None
     renderer: Renderer
-    counter: Counter
+    bodies: Bodies
+    measure: Measure
     expected: Expectation
     room: Room
     mark: MarkClass
@@ -174,12 +182,15 @@ def _set_up(
     assert price is not None
     renderer, measuring = compile_job(job), counter(provider.name, job.model)
     _check_columns(job, source, renderer)
+    bodies = Bodies(renderer)
+    overhead = EMBEDDING if job.endpoint is Endpoint.EMBEDDINGS else CHAT
     return _Setup(
         job=job, source=source.name, provider=provider.name, endpoint=endpoint(job),
         # Every body goes over the wire as it is (providers/conformance.py), so this is the same for all of them.
         around_bytes=len(provider.encode(_CUSTOM_ID, b"", endpoint(job))) + 1,
         offers=offers, price=price, standard=next((o.price for o in offers if o.tier is Tier.STANDARD), None),
-        renderer=renderer, counter=measuring, expected=expect(job, measuring, earlier),
+        renderer=renderer, bodies=bodies, measure=measuring.measurer(bodies.frames, renderer.fixed_bytes, overhead),
+        expected=expect(job, measuring, earlier),
         room=room_for(job, provider.name, limits), mark=provider.mark, known=known, blobs=blobs,
     )  # fmt: skip
 
@@ -200,70 +211,115 @@ def _check_columns(job: Job, source: RowSource, renderer: Renderer) -> None:
 # ------------------------------------------------------------------------------------------------------ rows, requests
 
 
-class _Request(NamedTuple):
-    key: str
-    identity: bytes
-    body: bytes
-    texts: tuple[str, ...]
-    group: str | None  # the value of `shard.by`
+class _Piece(NamedTuple):
+    """Requests of some rows, column by column."""
+
+    keys: list[str]
+    identities: list[bytes]
+    middles: list[bytes]  # bodies without what all of them begin and end with
+    texts: list[list[str]]  # of each message that depends on the row
+    groups: list[str] | None  # the values of `shard.by`
 
 
 class _Requests:
-    """Rows become requests; those that cannot are kept, each with its reason."""
+    """Rows become requests; those that cannot are kept, each with its reason.
 
-    def __init__(self, setup: _Setup) -> None:
+    Whole pieces are made at once. Only where a row of a piece cannot become a request are its rows looked at one by one.
+    """
+
+    def __init__(self, setup: _Setup, keys: Keys, suspects: frozenset[int]) -> None:
+        """`suspects`: hashes of keys that may stand on more than one row."""
         self.n_rows = self.n_bad_rows = 0
         self.bad_rows: list[BadRow] = []
         self._setup, self._job, self._names = setup, setup.job, sorted(setup.renderer.columns)
-        self._lines: dict[bytes, int] = {}  # digest of a key -> the line it stands on
-        self._digest = sha256()
+        self._base = keyed(setup.job.model, setup.endpoint, setup.bodies.head)
+        self._all_keys, self._suspects = keys, suspects
+        self._lines: dict[str, int] = {}  # of keys under suspicion: the line each stands on
+        self._piece_rows = _FIRST_PIECE_ROWS
+        self._key_digest, self._request_digest = sha256(), sha256()
 
     @property
     def digest(self) -> bytes:
         """sha256 over key and request of every good row, in order."""
-        return self._digest.digest()
+        return sha256(self._key_digest.digest() + self._request_digest.digest()).digest()
 
-    def of(self, batch: RowBatch) -> Iterator[list[_Request]]:
+    def of(self, batch: RowBatch) -> Iterator[_Piece]:
         """The requests of a batch's good rows, in pieces of some megabytes."""
-        n = len(batch.lines)
-        self.n_rows += n
-        columns = [batch.columns[name] for name in self._names]
-        rows: Iterable[tuple[Any, ...]] = zip(*columns, strict=True) if columns else repeat((), n)
-        groups = batch.columns[self._job.shard.by] if self._job.shard.by else repeat(None, n)
-        found: list[_Request] = []
-        n_bytes = 0
-        for line, value, group, row in zip(batch.lines, batch.columns[self._job.source.key], groups, rows, strict=True):
+        n_rows = len(batch.lines)
+        self.n_rows += n_rows
+        start = 0
+        while start < n_rows:
+            rows = slice(start, min(start + self._piece_rows, n_rows))
+            piece = self._whole(batch, rows) or self._one_by_one(batch, rows)
+            self._all_keys.add(piece.keys)
+            self._key_digest.update("".join([key + "\0" for key in piece.keys]).encode())  # a key holds no NUL
+            self._request_digest.update(b"".join(piece.identities))
+            yield piece
+            start = rows.stop
+            mean_bytes = sum(map(len, piece.middles)) // (len(piece.middles) or 1)
+            self._piece_rows = _PIECE_BYTES // max(mean_bytes, 1) + 1
+
+    def _whole(self, batch: RowBatch, rows: slice) -> _Piece | None:
+        """None when a row of them may be a bad one."""
+        keys = batch.columns[self._job.source.key][rows]
+        if not _are_keys(keys) or (self._suspects and any(hash(key) in self._suspects for key in keys)):
+            return None
+        columns = {name: batch.columns[name][rows] for name in self._names}
+        if (made := self._setup.bodies.render(columns, len(keys))) is None:
+            return None
+        middles, texts = made
+        if len(max(middles, key=len)) > self._most_bytes:
+            return None
+        return _Piece(list(keys), self._identities(keys, middles), middles, texts, self._groups(batch, rows))
+
+    def _one_by_one(self, batch: RowBatch, rows: slice) -> _Piece:
+        job, setup, columns = self._job, self._setup, batch.columns
+        good: list[int] = []
+        keys: list[str] = []
+        middles: list[bytes] = []
+        texts: list[list[str]] = [[] for _ in setup.bodies.variable]
+        for at in range(rows.start, rows.stop):
             key = None
             try:
-                key = _key(value)
-                request = self._request(line, key, group, dict(zip(self._names, row, strict=True)))
+                key = _key(columns[job.source.key][at])
+                if hash(key) in self._suspects:
+                    line = batch.lines[at]
+                    if (first := self._lines.setdefault(key, line)) != line:
+                        raise RowProblem(f"the key stands on line {first} already; a key names one row")
+                body, messages = setup.renderer.render({name: columns[name][at] for name in self._names})
+                n_bytes, most = len(body) + setup.around_bytes, setup.room.max_line_bytes
+                if n_bytes > most:
+                    raise RowProblem(f"the request is {n_bytes:,} bytes long; {setup.provider} takes at most {most:,}")
             except RowProblem as problem:
-                self._refuse(BadRow(line, key, str(problem)))
+                self._refuse(BadRow(batch.lines[at], key, str(problem)))
                 continue
-            found.append(request)
-            n_bytes += len(request.body)
-            if n_bytes > _PIECE_BYTES:
-                yield self._good(found)
-                found, n_bytes = [], 0
-        yield self._good(found)
+            good.append(at)
+            keys.append(key)
+            middles.append(setup.bodies.middle(body))
+            for column, text in zip(texts, setup.bodies.varying(messages), strict=True):
+                column.append(text)
+        groups = self._groups(batch, slice(0, None))
+        return _Piece(keys, self._identities(keys, middles), middles, texts, groups and [groups[at] for at in good])
 
-    def _request(self, line: int, key: str, group: object, row: Mapping[str, Any]) -> _Request:
-        """Raises RowProblem."""
+    @property
+    def _most_bytes(self) -> int:
+        """Of a middle."""
         setup = self._setup
-        first = self._lines.setdefault(sha256(key.encode()).digest()[:16], line)
-        if first != line:
-            raise RowProblem(f"the key stands on line {first} already; a key names one row")
-        body, texts = setup.renderer.render(row)
-        n_bytes, most = len(body) + setup.around_bytes, setup.room.max_line_bytes
-        if n_bytes > most:
-            raise RowProblem(f"the request is {n_bytes:,} bytes long; {setup.provider} takes at most {most:,}")
-        identity = identity_of(request_key(body, self._job.model, setup.endpoint), self._job, key)
-        where = None if self._job.shard.by is None else "" if group is None else str(group)
-        return _Request(key, identity, body, texts, where)
+        return setup.room.max_line_bytes - setup.around_bytes - len(setup.bodies.head) - len(setup.bodies.tail)
 
-    def _good(self, found: list[_Request]) -> list[_Request]:
-        self._digest.update(b"".join([b"%d:%b%b" % (len(k := r.key.encode()), k, r.identity) for r in found]))
+    def _identities(self, keys: Sequence[str], middles: Sequence[bytes]) -> list[bytes]:
+        found, job, copy, tail = [], self._job, self._base.copy, self._setup.bodies.tail
+        for key, middle in zip(keys, middles, strict=True):
+            digest = copy()
+            digest.update(middle)
+            digest.update(tail)
+            found.append(digest.digest()[:IDENTITY_BYTES] if job.dedupe else identity_of(digest.digest(), job, key))
         return found
+
+    def _groups(self, batch: RowBatch, rows: slice) -> list[str] | None:
+        if self._job.shard.by is None:
+            return None
+        return ["" if value is None else str(value) for value in batch.columns[self._job.shard.by][rows]]
 
     def _refuse(self, row: BadRow) -> None:
         self.n_bad_rows += 1
@@ -278,105 +334,125 @@ def _key(value: object) -> str:
         raise RowProblem(str(error)) from None
 
 
+def _are_keys(values: Sequence[object]) -> bool:
+    """Whether each is text that can be a key as it stands."""
+    if set(map(type, values)) != {str} or "" in values:
+        return False
+    try:
+        together = "".join(cast("Sequence[str]", values)).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return b"\0" not in together
+
+
 # -------------------------------------------------------------------------------------------------------------- shards
 
 
-@dataclass(slots=True)
+class _Fresh(NamedTuple):
+    """Requests nobody answers yet, column by column."""
+
+    identities: list[bytes]
+    middles: list[bytes]
+    expected: list[int]  # input tokens
+    bounds: list[int]
+
+
 class _Shard:
-    """A shard that still takes lines. What came since the last `write` waits in `pending`, all else is in the file."""
+    """A shard that still takes lines. What came since the last `write` waits in `_middles`, all else is in the file."""
 
-    ordinal: int
-    group: str | None
-    path: Path
-    around_bytes: int
-    weights: array[int]  # by line: how many rows wait for it
-    n_lines: int = 0
-    n_bytes: int = 0  # as it goes over the wire
-    n_tokens: int = 0  # at their bound
-    pending: list[tuple[bytes, bytes, int, int]] = field(default_factory=list)  # body, identity, expected, bound
-    identities: bytearray = field(default_factory=bytearray)  # 16 bytes a line
-    lengths: array[int] = field(default_factory=lambda: array("I"))  # of each line in the file
-    expected: array[int] = field(default_factory=lambda: array("q"))
-    bounds: array[int] = field(default_factory=lambda: array("q"))
+    def __init__(self, ordinal: int, group: str | None, path: Path, setup: _Setup) -> None:
+        self.ordinal, self.group = ordinal, group
+        self.n_lines = 0
+        self.n_bytes = 0  # as it goes over the wire
+        self.n_tokens = 0  # at their bound
+        self.n_waiting_bytes = 0
+        self.identities = bytearray()
+        self.expected, self.bounds = array("q"), array("q")  # input tokens of each line
+        self.file = LinesFile(path)
+        self._middles: list[bytes] = []
+        self._room, self._bodies = setup.room, setup.bodies
+        self._around_bytes = setup.around_bytes + len(setup.bodies.head) + len(setup.bodies.tail)
 
-    def fits(self, body: bytes, bound: int, room: Room, full: int) -> bool:
-        return (
-            self.n_lines < full
-            and self.n_bytes + len(body) + self.around_bytes <= room.max_bytes
-            and (room.max_tokens is None or self.n_tokens + bound <= room.max_tokens)
-        )
-
-    def append(self, body: bytes, identity: bytes, expected: int, bound: int) -> None:
-        self.n_lines += 1
-        self.n_bytes += len(body) + self.around_bytes
-        self.n_tokens += bound
-        self.pending.append((body, identity, expected, bound))
+    def take(self, fresh: _Fresh, start: int, full: int) -> int:
+        """Append requests from `start` on, until one does not fit; how many. An empty shard takes at least one."""
+        n = min(len(fresh.middles) - start, full - self.n_lines)
+        lengths = [len(middle) + self._around_bytes for middle in fresh.middles[start : start + n]]
+        bounds = fresh.bounds[start : start + n]
+        n_bytes, n_tokens = self.n_bytes + sum(lengths), self.n_tokens + sum(bounds)
+        most_tokens = sys.maxsize if self._room.max_tokens is None else self._room.max_tokens
+        while n > (not self.n_lines) and (n_bytes > self._room.max_bytes or n_tokens > most_tokens):
+            n -= 1
+            n_bytes -= lengths[n]
+            n_tokens -= bounds[n]
+        self._middles += fresh.middles[start : start + n]
+        self.identities += b"".join(fresh.identities[start : start + n])
+        self.expected.extend(fresh.expected[start : start + n])
+        self.bounds.extend(bounds[:n])
+        self.n_lines += n
+        self.n_waiting_bytes += n_bytes - self.n_bytes
+        self.n_bytes, self.n_tokens = n_bytes, n_tokens
+        return n
 
     def write(self) -> None:
-        if not self.pending:
-            return
-        bodies, identities, expected, bounds = zip(*self.pending, strict=True)
-        with self.path.open("ab") as file:  # opened anew each time, for many shards may be open
-            file.write(b"\n".join([*bodies, b""]))
-        self.lengths.extend([len(body) + 1 for body in bodies])
-        self.identities += b"".join(identities)
-        self.expected.extend(expected)
-        self.bounds.extend(bounds)
-        self.weights.frombytes(bytes(4 * len(bodies)))
-        self.pending.clear()
+        if self._middles:
+            # One copy: what all bodies share stands between all middles, before the first and after the last.
+            head, end, parts = self._bodies.head, self._bodies.tail + b"\n", self._middles
+            parts[0] = head + parts[0]
+            parts[-1] += end
+            self.file.append((end + head).join(parts), len(parts))
+            parts.clear()
+            self.n_waiting_bytes = 0
 
-    def cut(self, keep: int) -> Iterator[tuple[bytes, bytes, int, int]]:
+    def cut(self, keep: int) -> _Fresh:
         """Take the lines after the first `keep` out."""
-        with self.path.open("r+b") as file:
-            file.seek(sum(self.lengths[:keep]))
-            for line in range(keep, self.n_lines):
-                identity = bytes(self.identities[16 * line : 16 * line + 16])
-                yield file.read(self.lengths[line])[:-1], identity, self.expected[line], self.bounds[line]
-            file.truncate(sum(self.lengths[:keep]))
-        self.n_bytes -= sum(self.lengths[keep:]) + (self.n_lines - keep) * (self.around_bytes - 1)
-        self.n_tokens -= sum(self.bounds[keep:])
+        middles = [self._bodies.middle(body) for body in self.file.cut(keep)]
+        size = IDENTITY_BYTES
+        identities = [bytes(self.identities[size * n : size * n + size]) for n in range(keep, self.n_lines)]
+        cut = _Fresh(identities, middles, self.expected[keep:].tolist(), self.bounds[keep:].tolist())
+        self.n_bytes -= sum(map(len, middles)) + len(middles) * self._around_bytes
+        self.n_tokens -= sum(cut.bounds)
         self.n_lines = keep
-        del self.lengths[keep:], self.identities[16 * keep :], self.expected[keep:], self.bounds[keep:]
+        del self.identities[size * keep :], self.expected[keep:], self.bounds[keep:]
+        return cut
 
 
 class _Shards:
     """Finds where each request is answered; new ones are written to shard files, in order and within every limit.
 
-    A place is one integer: the shard's ordinal and the line.
+    A place is one integer: the shard's ordinal and the line (places.py).
     """
 
-    def __init__(self, setup: _Setup, folder: Path) -> None:
+    def __init__(self, setup: _Setup, folder: Path, places: Places) -> None:
         self.n_duplicates = self.n_reused = self.output_expected = self.standard_micros = 0
         self.ids: list[str] = []  # by ordinal; that of a new shard is known once it is closed
-        self.weights: list[array[int]] = []  # by ordinal, by line
+        self.weights: list[array[int]] = []  # by ordinal, by line: how many rows wait for it
         self.moves: dict[int, tuple[int, int]] = {}  # ordinal -> first line that moved, and the ordinal it moved to
-        self._setup, self._job, self._folder = setup, setup.job, folder
+        self._setup, self._job, self._folder, self._places = setup, setup.job, folder, places
         self._sizes = Sizes(setup.room.max_lines, setup.mark)
-        self._places: dict[bytes, int] = {}  # by identity
         self._open: dict[str | None, _Shard] = {}
         self._reused: dict[str, int] = {}  # ordinals of older shards
         self._closed: dict[int, PlannedShard] = {}
 
-    def answer(self, wanted: Sequence[_Request]) -> list[int]:
+    def answer(self, piece: _Piece) -> list[int]:
         """The place of each request."""
-        setup, places = self._setup, self._places
-        fresh: dict[bytes, _Request] = {}
-        for request in wanted:
-            if request.identity in places or request.identity in fresh:
-                self.n_duplicates += 1
-            elif answered := setup.known.get(request.identity):
-                self.n_reused += 1
-                places[request.identity] = self._reuse(*answered)
-            else:
-                fresh[request.identity] = request
-        measured = setup.counter.measure([request.texts for request in fresh.values()], setup.renderer.fixed_bytes)
-        for request, tokens in zip(fresh.values(), setup.expected.input(measured), strict=True):
-            places[request.identity] = self._add(request, tokens)
-        for shard in self._open.values():
-            shard.write()
-        answers = [places[request.identity] for request in wanted]
-        for place in answers:
-            self.weights[place >> 32][place & _LINE] += 1
+        identities = piece.identities
+        answers, missing = self._places.find(identities)
+        new: dict[bytes, int] = {}  # identity -> the first row of the piece that has it
+        for row in missing:
+            new.setdefault(identities[row], row)
+        again = [place for place in answers if place >= 0]
+        if new:
+            found = self._reuse(list(new))
+            fresh = [row for identity, row in new.items() if identity not in found] if found else list(new.values())
+            found |= zip([identities[row] for row in fresh], self._add(piece, fresh), strict=True)
+            self._places.add(list(found), list(found.values()))
+            for row in missing:
+                answers[row] = found[identities[row]]
+            if len(new) < len(missing):
+                again += [answers[row] for row in missing if new[identities[row]] != row]
+        for place in again:
+            self.weights[place >> LINE_BITS][place & _LINE] += 1
+        self.n_duplicates += len(again)
         return answers
 
     def finish(self) -> tuple[PlannedShard, ...]:
@@ -389,20 +465,64 @@ class _Shards:
             del self.weights[ordinal][first:]
         return tuple(shard for _, shard in sorted(self._closed.items()))
 
-    def _reuse(self, shard: str, line: int) -> int:
+    def _reuse(self, identities: list[bytes]) -> dict[bytes, int]:
+        """The places of those that an older shard answers."""
+        if not self._setup.known:
+            return {}
+        found = zip(identities, self._setup.known.find(identities), strict=True)
+        places = {identity: self._older(*answered) for identity, answered in found if answered}
+        for place in places.values():
+            self.weights[place >> LINE_BITS][place & _LINE] += 1
+        self.n_reused += len(places)
+        return places
+
+    def _older(self, shard: str, line: int) -> int:
         if shard not in self._reused:
             self._reused[shard] = self._next(shard, self._setup.known.n_lines[shard])
-        return self._reused[shard] << 32 | line
+        return self._reused[shard] << LINE_BITS | line
 
-    def _add(self, request: _Request, tokens: Tokens) -> int:
-        """The place of a new request, after closing the shard that is full before it."""
-        shard = self._open.get(request.group)
-        while shard and not shard.fits(request.body, tokens.bound, self._setup.room, self._sizes.full):
-            shard = self._close(shard, last=False)
-        if shard is None:
-            shard = self._begin(request.group)
-        shard.append(request.body, request.identity, tokens.expected, tokens.bound)
-        return shard.ordinal << 32 | shard.n_lines - 1
+    def _add(self, piece: _Piece, rows: list[int]) -> list[int]:
+        """The places of new requests: rows of a piece."""
+        if not rows:
+            return []
+        middles, texts = piece.middles, piece.texts
+        if len(rows) < len(middles):
+            middles, texts = [middles[row] for row in rows], [[column[row] for row in rows] for column in texts]
+        expected, bounds = self._setup.expected.input(*self._setup.measure(texts))
+        if not texts:  # all rows are one request
+            expected, bounds = expected * len(rows), bounds * len(rows)
+        fresh = _Fresh([piece.identities[row] for row in rows], middles, expected, bounds)
+        if piece.groups is None:
+            return self._append(None, fresh)
+        by_group: dict[str, list[int]] = {}
+        for n, row in enumerate(rows):
+            by_group.setdefault(piece.groups[row], []).append(n)
+        places = [0] * len(rows)
+        for group, members in by_group.items():
+            part = _Fresh(*[[column[n] for n in members] for column in cast("tuple[list[Any], ...]", fresh)])
+            for n, place in zip(members, self._append(group, part), strict=True):
+                places[n] = place
+        return places
+
+    def _append(self, group: str | None, fresh: _Fresh) -> list[int]:
+        """The places of new requests, after closing the shards that are full before them."""
+        places: list[int] = []
+        shard = self._open.get(group)
+        while len(places) < len(fresh.middles):
+            if shard is None:
+                shard = self._begin(group)
+            line, n = shard.n_lines, shard.take(fresh, len(places), self._sizes.full)
+            self.weights[shard.ordinal].extend(repeat(1, n))
+            first = shard.ordinal << LINE_BITS | line
+            places += range(first, first + n)
+            if len(places) < len(fresh.middles):
+                shard = self._close(shard, last=False)
+        if shard and shard.n_waiting_bytes >= _FRAME_BYTES:
+            shard.write()
+        elif sum(s.n_waiting_bytes for s in self._open.values()) > _WAITING_BYTES:
+            for waiting in self._open.values():
+                waiting.write()
+        return places
 
     def _begin(self, group: str | None) -> _Shard:
         if len(self._open) == MAX_GROUPS:
@@ -410,11 +530,13 @@ class _Shards:
             problem = Problem(self._setup.source, None, None, "shard.by", found)
             raise SourceError([problem], hint="name a column with fewer values; nothing was sent")
         ordinal = self._next("", 0)
-        path = self._folder / str(ordinal)
-        self._open[group] = _Shard(ordinal, group, path, self._setup.around_bytes, self.weights[ordinal])
+        self._open[group] = _Shard(ordinal, group, self._folder / str(ordinal), self._setup)
         return self._open[group]
 
     def _next(self, name: str, n_lines: int) -> int:
+        if len(self.ids) == MAX_SHARDS:
+            problem = Problem(self._setup.source, None, None, "shard", f"more than {MAX_SHARDS:,} shards")
+            raise SourceError([problem], hint="make shards larger, or several jobs of it; nothing was sent")
         self.ids.append(name)
         self.weights.append(array("I", bytes(4 * n_lines)))
         return len(self.ids) - 1
@@ -427,9 +549,9 @@ class _Shards:
         keep = self._sizes.cut(shard.n_lines, last=last)
         if keep < shard.n_lines:
             rest = self._begin(shard.group)
-            for line in shard.cut(keep):
-                rest.append(*line)
-            rest.write()
+            moved = shard.cut(keep)
+            rest.take(moved, 0, len(moved.middles))
+            self.weights[rest.ordinal].extend(repeat(0, len(moved.middles)))
             self.moves[shard.ordinal] = (keep, rest.ordinal)  # rows that wait for them are told at the end
         self._sizes.take(keep)
         self._closed[shard.ordinal] = self._sealed(shard)
@@ -438,7 +560,7 @@ class _Shards:
 
     def _sealed(self, shard: _Shard) -> PlannedShard:
         job, setup, n = self._job, self._setup, shard.n_lines
-        requests_blob = setup.blobs.adopt(shard.path)
+        requests_blob = setup.blobs.adopt(shard.file.path)
         n_output = setup.expected.output(n)
         self.output_expected += n_output
         if setup.standard:
@@ -454,14 +576,17 @@ class _Shards:
     def _manifest(self, shard: _Shard) -> str:
         n = shard.n_lines
         columns: list[Any] = [
-            pa.array(range(n), pa.int32()),
-            pa.Array.from_buffers(pa.binary(16), n, [None, pa.py_buffer(shard.identities)]),
-            pa.Array.from_buffers(pa.int64(), n, [None, pa.py_buffer(shard.expected)]),
-            pa.Array.from_buffers(pa.int64(), n, [None, pa.py_buffer(shard.bounds)]),
-            pa.repeat(pa.scalar(self._job.max_output_tokens, pa.int64()), n),
+            integers(array("i", range(n))),
+            pa.Array.from_buffers(pa.binary(IDENTITY_BYTES), n, [None, pa.py_buffer(shard.identities)]),
+            integers(shard.expected),
+            integers(shard.bounds),
+            integers(array("q", [self._job.max_output_tokens]) * n),
         ]
-        path = shard.path.with_suffix(".parquet")
-        pq.write_table(pa.Table.from_arrays(columns, schema=MANIFEST), path, compression="zstd", compression_level=1)
+        path = shard.file.path.with_suffix(".parquet")
+        pq.write_table(
+            pa.Table.from_arrays(columns, schema=MANIFEST), path, compression="zstd", compression_level=1,
+            use_dictionary=False, write_statistics=False,
+        )  # fmt: skip
         return self._setup.blobs.adopt(path)
 
 
@@ -475,7 +600,7 @@ class _Rows:
         self._path = folder / "rows.parquet"
         self._writer = _parquet(self._path)
         self._keys: list[str] = []
-        self._places = array("Q")
+        self._places = array("q")
 
     def __enter__(self) -> _Rows:
         return self
@@ -483,7 +608,7 @@ class _Rows:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def add(self, keys: Sequence[str], places: Iterable[int]) -> None:
+    def add(self, keys: Sequence[str], places: Sequence[int]) -> None:
         self._keys += keys
         self._places.extend(places)
         if len(self._keys) >= _ROW_GROUP:
@@ -500,22 +625,23 @@ class _Rows:
             for group in pq.ParquetFile(self._path, pre_buffer=False).iter_batches(_ROW_GROUP):
                 places: Iterable[Any] = zip(group["shard"].to_pylist(), group["line"].to_pylist(), strict=True)
                 shards, lines = zip(*(_followed(shard, line, moves) for shard, line in places), strict=True)
-                writer.write_batch(_records(group["key"], shards, lines))
+                columns = [group["key"], pa.array(shards, pa.int32()), pa.array(lines, pa.int32())]
+                writer.write_batch(pa.record_batch(columns, schema=_ROWS))
         return moved
 
     def _write(self) -> None:
-        shards, lines = [p >> 32 for p in self._places], [p & _LINE for p in self._places]
-        self._writer.write_batch(_records(pa.array(self._keys, pa.string()), shards, lines))
-        self._keys.clear()
-        del self._places[:]
+        # Not with pyarrow's bit operations: the library that holds them costs 40 MB.
+        shards = array("i", [place >> LINE_BITS for place in self._places])
+        lines = array("i", [place & _LINE for place in self._places])
+        columns = [strings(self._keys), integers(shards), integers(lines)]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_ROWS))
+        self._keys, self._places = [], array("q")
 
 
 def _parquet(path: Path) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, _ROWS, compression="zstd", compression_level=1)
-
-
-def _records(keys: Any, shards: Sequence[int], lines: Sequence[int]) -> pa.RecordBatch:
-    return pa.record_batch([keys, pa.array(shards, pa.int32()), pa.array(lines, pa.int32())], schema=_ROWS)
+    return pq.ParquetWriter(
+        path, _ROWS, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
+    )
 
 
 def _followed(shard: int, line: int, moves: Mapping[int, tuple[int, int]]) -> tuple[int, int]:

@@ -20,6 +20,8 @@ EXACT = Context(prec=100, traps=[Inexact, InvalidOperation, DivisionByZero, Over
 # for writing is taken as "the provider may write when it likes": OpenAI does since GPT-5.6 (providers.md 7.2).
 _WRITES_CACHE_ONLY_WHEN_ASKED = frozenset({"anthropic"})
 
+_UNITS = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))  # plain, cached, cache-written, output
+
 _USD = re.compile(r"(-?)([0-9]{1,15})(?:\.([0-9]{1,6}))?")
 
 
@@ -44,6 +46,20 @@ def cost_micros(usages: Iterable[Usage], price: Price) -> int:
         total[3] += output
     with localcontext(EXACT):
         return _up(sum((_charge(level, tokens) for level, tokens in zip(levels, billed, strict=True)), Decimal(0)))
+
+
+def scaled_rates(price: Price) -> tuple[int, list[tuple[int, int, int, int, int]]]:
+    """The rates as integers of 10**-places micros a token: `places`, at least 12, and the levels, rising.
+
+    A level is the input tokens that a request of it exceeds, and what a plain, cached, cache-written and output token
+    costs there. The highest level that a request reaches prices all of it.
+    """
+    thresholds, levels = _levels(price)
+    with localcontext(EXACT):
+        rates = [[_charge(level, unit) for unit in _UNITS] for level in levels]
+        places = max(12, *(-int(rate.as_tuple().exponent) for level in rates for rate in level))
+        scaled = [[int(rate.scaleb(places)) for rate in level] for level in rates]
+    return places, [(above, p, c, w, o) for above, (p, c, w, o) in zip([-1, *thresholds], scaled, strict=True)]
 
 
 def worst_micros(bounds: Iterable[tuple[int, int]], price: Price) -> int:

@@ -7,12 +7,13 @@ its schema (reasons before the label, or after it), so there another order is an
 
 from __future__ import annotations
 
+import ast
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from hashlib import sha256
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, nodes
@@ -20,7 +21,10 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
 from .errors import Problem, SpecError
-from .types import Job
+from .types import Endpoint, Job
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 ROLES = ("system", "user", "assistant")
 
@@ -44,20 +48,33 @@ class Fault(NamedTuple):
     line: int | None = None  # of the template, counted from 1
 
 
+_PATHS = {
+    Endpoint.CHAT: "/v1/chat/completions",
+    Endpoint.RESPONSES: "/v1/responses",
+    Endpoint.EMBEDDINGS: "/v1/embeddings",
+}
+
+
 def endpoint(job: Job) -> str:
-    return "/v1/messages" if job.provider == "anthropic" else "/v1/chat/completions"
+    """The path requests are posted to."""
+    return "/v1/messages" if job.provider == "anthropic" else _PATHS[job.endpoint]
 
 
 def compile_job(job: Job) -> Renderer:
     """Raises SpecError with every problem of the prompt, the params and the schema at once."""
+    unserved = {
+        "endpoint": endpoint_fault(job.provider, job.endpoint),
+        "max_output_tokens": bound_fault(job.provider, job.endpoint, job.max_output_tokens),
+    }
     faults = [
-        *(fault._replace(path=("prompt", *fault.path)) for fault in prompt_faults(job.prompt)),
+        *(Fault((name,), why) for name, why in unserved.items() if why),
+        *(fault._replace(path=("prompt", *fault.path)) for fault in prompt_faults(job.prompt, job.endpoint)),
         *(fault._replace(path=("params", *fault.path)) for fault in params_faults(job.params)),
     ]
     structured: Mapping[str, Any] = {}
     if job.output_schema is not None:
         try:
-            structured = structured_output(job.provider, job.output_schema)
+            structured = structured_output(job.provider, job.output_schema, job.endpoint)
         except ValueError as error:
             faults.append(Fault(("output",), str(error)))
     if faults:
@@ -69,19 +86,19 @@ class Renderer:
     """Renders the rows of one job. Made by `compile_job`."""
 
     def __init__(self, job: Job, structured: Mapping[str, Any]) -> None:
-        self._templates = tuple((role, _Template(text)) for role, text in job.prompt)
+        self.templates = tuple((role, Template(text)) for role, text in job.prompt)
         self._anthropic = job.provider == "anthropic"
-        self.columns: frozenset[str] = frozenset().union(*(t.columns for _, t in self._templates))
+        self._endpoint = job.endpoint
+        self.columns: frozenset[str] = frozenset().union(*(t.columns for _, t in self.templates))
 
         given = {k: _canonical(v, as_written=k == "tools") for k, v in job.params.items()}
-        for name, value in structured.items():  # output_config may also come from params, which holds no format
+        for name, value in structured.items():  # output_config and text may also come from params, without a format
             given[name] = _canonical(dict(sorted({**job.params.get(name, {}), **value}.items())), as_written=True)
         # What a provider puts before the model is its secret, so every param counts that is not known to stay outside.
         self.fixed_bytes: int = sum(len(k) + len(v) for k, v in given.items() if k not in _UNREAD)
 
-        bound = "max_completion_tokens" if job.provider == "openai" else "max_tokens"
-        self._fixed: dict[str, Any] = {k: orjson.Fragment(v) for k, v in given.items()}
-        self._fixed |= {"model": job.model, bound: job.max_output_tokens}
+        self._fixed: dict[str, Any] = _always(job)
+        self._fixed |= {k: orjson.Fragment(v) for k, v in given.items()} | {"model": job.model}
 
     def missing(self, available: Sequence[str]) -> list[tuple[str, str | None]]:
         """Columns the templates need and the source does not have, each with the nearest name it does have."""
@@ -90,39 +107,62 @@ class Renderer:
     def render(self, row: Mapping[str, Any]) -> Rendered:
         """Raises RowProblem."""
         try:
-            texts = tuple([template.render(row) for _, template in self._templates])
+            texts = tuple([template.render(row) for _, template in self.templates])
         except RowProblem:
             raise
-        except _UNFILLABLE as error:
+        except UNFILLABLE as error:
             raise RowProblem(f"the template cannot be filled: {error}") from error
-        for (role, _), text in zip(self._templates, texts, strict=True):
+        for (role, _), text in zip(self.templates, texts, strict=True):
             if not text or text.isspace():
                 raise RowProblem(f"the {role} message is empty")
             if "\0" in text:
                 raise RowProblem(f"{self._where(row, text, _has_nul)} holds a NUL character")
 
-        messages = [{"role": role, "content": text} for (role, _), text in zip(self._templates, texts, strict=True)]
-        body = {**self._fixed, "messages": messages}
-        if self._anthropic and messages[0]["role"] == "system":
-            body |= {"system": texts[0], "messages": messages[1:]}
         try:
-            return Rendered(_canonical(body), texts)
+            return Rendered(self.body(texts), texts)
         except orjson.JSONEncodeError:
             text = next(filter(_has_surrogate, texts))
             raise RowProblem(f"{self._where(row, text, _has_surrogate)} holds half of a surrogate pair") from None
+
+    def body(self, texts: tuple[str, ...]) -> bytes:
+        """The canonical body of these message contents. Raises orjson.JSONEncodeError for half of a surrogate pair."""
+        if self._endpoint is Endpoint.EMBEDDINGS:
+            (text,) = texts
+            return _canonical({**self._fixed, "input": text})
+        messages = [{"role": role, "content": text} for (role, _), text in zip(self.templates, texts, strict=True)]
+        body = {**self._fixed, "input" if self._endpoint is Endpoint.RESPONSES else "messages": messages}
+        if self._anthropic and messages[0]["role"] == "system":
+            body |= {"system": texts[0], "messages": messages[1:]}
+        return _canonical(body)
 
     def _where(self, row: Mapping[str, Any], text: str, bad: Callable[[str], bool]) -> str:
         columns = (c for c in sorted(self.columns) if c in row and bad(str(row[c])))
         return next((f"column {c!r}" for c in columns), f"the message {text[:40]!a}")
 
 
+def _always(job: Job) -> dict[str, Any]:
+    """What every body of a job holds beside its params, which may say otherwise, its model and its messages."""
+    match job.endpoint:
+        case Endpoint.EMBEDDINGS:
+            return {"encoding_format": "base64"}  # float32 as it is, in a quarter of the bytes of decimal text
+        case Endpoint.RESPONSES:
+            return {"max_output_tokens": job.max_output_tokens, "store": False}  # results are kept here, not there
+    return {"max_completion_tokens" if job.provider == "openai" else "max_tokens": job.max_output_tokens}
+
+
 def request_key(body: bytes, model: str, endpoint: str) -> bytes:
-    """sha256 over the three, each behind its length, so no two triples share their bytes."""
+    """sha256 over the three; only the last has no length before it, so no two triples share their bytes."""
+    return keyed(model, endpoint, body).digest()
+
+
+def keyed(model: str, endpoint: str, head: bytes) -> Hash:
+    """The hash of every request key of this model and endpoint whose body begins with `head`, so far."""
     digest = sha256()
-    for part in (model.encode(), endpoint.encode(), body):
+    for part in (model.encode(), endpoint.encode()):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
-    return digest.digest()
+    digest.update(head)
+    return digest
 
 
 def key_text(value: object) -> str:
@@ -144,11 +184,33 @@ def key_text(value: object) -> str:
 # ------------------------------------------------------------------------------------------ what is wrong with a job
 
 
-def prompt_faults(prompt: Sequence[tuple[str, str]]) -> list[Fault]:
+def endpoint_fault(provider: str, endpoint: Endpoint) -> str | None:
+    """Why a provider cannot be asked at an endpoint, if it cannot."""
+    if endpoint is not Endpoint.CHAT and provider in ("anthropic", "local"):
+        serves = "Anthropic serves its messages" if provider == "anthropic" else "the built-in model chats"
+        return f"found '{endpoint.value}'; {serves} only, which is `chat`"
+    return None
+
+
+def bound_fault(provider: str, endpoint: Endpoint, max_output_tokens: int) -> str | None:
+    """Why an endpoint does not take this bound, if it does not."""
+    if endpoint is Endpoint.EMBEDDINGS and max_output_tokens:
+        return "an embedding has no output tokens; leave it out"
+    if endpoint is Endpoint.RESPONSES and provider == "openai" and max_output_tokens < _LEAST_RESPONSE:
+        return f"found {max_output_tokens}; OpenAI's responses take {_LEAST_RESPONSE} or more"
+    return None
+
+
+_LEAST_RESPONSE = 16  # below it: 400 integer_below_min_value (github.com/earendil-works/pi/issues/6265)
+
+
+def prompt_faults(prompt: Sequence[tuple[str, str]], endpoint: Endpoint = Endpoint.CHAT) -> list[Fault]:
     """Everything wrong with (role, template) messages."""
     faults = []
     for i, (role, text) in enumerate(prompt):
-        if role not in ROLES:
+        if endpoint is Endpoint.EMBEDDINGS and (role != "user" or any(earlier == "user" for earlier, _ in prompt[:i])):
+            faults.append(Fault((i, "role"), "what is embedded is one text: a single message of the user"))
+        elif role not in ROLES:
             faults.append(Fault((i, "role"), f"found '{role}'; expected {', '.join(ROLES)}{did_you_mean(role, ROLES)}"))
         elif role == "system" and i:
             faults.append(Fault((i, "role"), "a system message comes first, and only once"))
@@ -172,7 +234,13 @@ def _param_faults(name: str, value: object) -> Iterator[Fault]:
         yield Fault((name,), f"{_UNBOUNDED[name]}, so the worst case would not hold")
     elif name in ("n", "best_of") and not (type(value) is int and value == 1):
         yield Fault((name,), f"found {value!r}; a row is one answer, and each further one is paid")
-    elif name == "output_config" and not (isinstance(value, Mapping) and "format" not in value):
+    elif name == "dimensions" and not (type(value) is int and value > 0):
+        yield Fault((name,), f"found {value!r}; expected a whole number above 0")
+    elif name == "encoding_format" and value not in ("base64", "float"):
+        yield Fault((name,), f"found {value!r}; expected base64, which is the default, or float")
+    elif name == "prompt_cache_options" and isinstance(value, Mapping) and value.get("ttl", "30m") != "30m":
+        yield Fault((name, "ttl"), "keeping a cache for longer costs more to write, so the worst case would not hold")
+    elif name in ("output_config", "text") and not (isinstance(value, Mapping) and "format" not in value):
         yield Fault((name,), "expected a mapping without `format`, which is made from the job's `output`")
     elif name == "tools" and not (isinstance(value, list | tuple) and all(isinstance(t, Mapping) for t in value)):
         yield Fault((name,), "expected a list of mappings")
@@ -191,13 +259,17 @@ def _param_faults(name: str, value: object) -> Iterator[Fault]:
 _STATED = {
     "model": "is the job's `model`",
     "messages": "is the job's `prompt`",
+    "input": "is the job's `prompt`",
     "system": "is the job's `system`",
+    "instructions": "is the job's `system`",
     "max_tokens": "is the job's `max_output_tokens`",
     "max_completion_tokens": "is the job's `max_output_tokens`",
     "max_output_tokens": "belongs beside `params`, not in it",
     "response_format": "is made from the job's `output`",
     "output_format": "is made from the job's `output`",
     "service_tier": "is the job's `tier`",
+    "background": "is the job's `tier`",
+    "background_options": "is the job's `tier`",
     "stream": "a batch does not stream",
     "stream_options": "a batch does not stream",
 }
@@ -211,6 +283,10 @@ _UNBOUNDED = {
     "container": "containers are billed beside tokens",
     "speed": "it changes the price",
     "inference_geo": "it changes the price",
+    "prompt": "a prompt kept at the provider is input that was not counted",
+    "conversation": "earlier turns are input that was not counted",
+    "previous_response_id": "earlier turns are input that was not counted",
+    "context_management": "a summary of the input is billed beside the answer",
 }
 
 
@@ -218,7 +294,7 @@ _UNBOUNDED = {
 _UNREAD = frozenset(
     {"temperature", "top_p", "top_k", "min_p", "seed", "n", "best_of", "frequency_penalty", "presence_penalty"}
     | {"repetition_penalty", "logit_bias", "logprobs", "top_logprobs", "stop", "stop_sequences", "user", "metadata"}
-    | {"safety_identifier", "prompt_cache_key", "store"}
+    | {"safety_identifier", "prompt_cache_key", "store", "include", "truncation", "dimensions", "encoding_format"}
 )
 
 
@@ -244,13 +320,13 @@ def did_you_mean(word: str, words: Sequence[str]) -> str:
 _RESERVED = frozenset({"row", "self", "range"})
 _ELSEWHERE = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 # What the expressions of a template raise over a row they were not written for.
-_UNFILLABLE = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
+UNFILLABLE = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
 
-class _Template:
+class Template:
     """One template without faults: the columns it needs, and `render(row)`.
 
-    A template of text and plain slots, which most are, becomes one format string: the same text, ten times as fast.
+    A template of text and plain slots, which most are, becomes a Python format: the same text, ten times as fast.
     """
 
     def __init__(self, text: str) -> None:
@@ -258,22 +334,31 @@ class _Template:
         tree = environment.parse(text)
         items = {_row_item(node) for node in tree.find_all(nodes.Getitem)}
         self.columns = frozenset(find_undeclared_variables(tree) - _RESERVED | {c for c in items if c is not None})
-        slots = _slots(tree)
-        if slots is None:
+        self.head, self.tail = _ends(tree)  # what every text of it begins and ends with
+        self._jinja = self._fill = None
+        self._names: tuple[str, ...] = tuple(self.columns)
+        if (slots := _slots(tree)) is None:
             self._jinja = environment.from_string(tree)
-            self.render = self._render_jinja
         else:
-            self._format, self._names = slots
-            self.render = self._render_slots
+            pieces, self._names = slots
+            self._fill = _filler(pieces)
+        self.is_constant = not self._names and self._jinja is None
 
-    def _render_jinja(self, row: Mapping[str, Any]) -> str:
-        return self._jinja.render({c: row[c] for c in self.columns if c in row}, row=row)
-
-    def _render_slots(self, row: Mapping[str, Any]) -> str:
+    def render(self, row: Mapping[str, Any]) -> str:
+        """Raises RowProblem for a missing column, and one of `UNFILLABLE` for what the template finds in the row."""
+        if self._jinja is not None:
+            return self._jinja.render({c: row[c] for c in self.columns if c in row}, row=row)
         try:
-            return self._format % tuple([row[name] for name in self._names])
+            return self.render_all({name: (row[name],) for name in self._names})[0] if self._names else self.head
         except KeyError as error:
             raise RowProblem(f"the row has no column {error}") from None
+
+    def render_all(self, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+        """The same, column by column, of a template that is not constant. Raises KeyError or one of `UNFILLABLE`."""
+        rows = zip(*[columns[name] for name in self._names], strict=True)
+        if self._fill is not None:
+            return self._fill(rows)
+        return [self.render(dict(zip(self._names, row, strict=True))) for row in rows]
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -288,23 +373,48 @@ def _tojson(value: object, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=indent)
 
 
-def _slots(tree: nodes.Template) -> tuple[str, tuple[str, ...]] | None:
-    """A %-format and the columns that fill it, or None for a template that holds more than text and slots."""
-    pieces: list[str] = []
+def _slots(tree: nodes.Template) -> tuple[list[str], tuple[str, ...]] | None:
+    """The text around slots, and the columns that fill them; None for a template that holds more than text and slots."""
+    pieces = [""]
     names: list[str] = []
     for statement in tree.body:
         if not isinstance(statement, nodes.Output):
             return None
         for node in statement.nodes:
             if isinstance(node, nodes.TemplateData):
-                pieces.append(node.data.replace("%", "%%"))
+                pieces[-1] += node.data
                 continue
             column = node.name if isinstance(node, nodes.Name) else _row_item(node)
             if column is None:
                 return None
-            pieces.append("%s")
+            pieces.append("")
             names.append(column)
-    return "".join(pieces), tuple(names)
+    return pieces, tuple(names)
+
+
+def _filler(pieces: Sequence[str]) -> Callable[[Iterable[tuple[Any, ...]]], list[str]]:
+    """`lambda rows: [f"...{v0!s}...{v1!s}..." for v0, v1 in rows]`, made as a syntax tree: no text is ever read as code."""
+    names = [f"v{n}" for n in range(len(pieces) - 1)]
+    parts: list[ast.expr] = [ast.Constant(pieces[0])]
+    for name, piece in zip(names, pieces[1:], strict=True):
+        parts += [ast.FormattedValue(ast.Name(name, ast.Load()), conversion=ord("s")), ast.Constant(piece)]
+    target = ast.Tuple([ast.Name(name, ast.Store()) for name in names], ast.Store())
+    loop = ast.comprehension(target=target, iter=ast.Name("rows", ast.Load()), ifs=[], is_async=0)
+    given = ast.arguments(posonlyargs=[], args=[ast.arg("rows")], kwonlyargs=[], kw_defaults=[], defaults=[])
+    made = ast.Expression(ast.Lambda(given, ast.ListComp(ast.JoinedStr(parts), [loop])))
+    filler: Callable[[Iterable[tuple[Any, ...]]], list[str]]
+    filler = eval(compile(ast.fix_missing_locations(made), "<template>", "eval"), {"__builtins__": {}})  # noqa: S307
+    return filler
+
+
+def _ends(tree: nodes.Template) -> tuple[str, str]:
+    """The text before the first and after the last thing in a template that is not text."""
+    parts = [node for s in tree.body for node in (s.nodes if isinstance(s, nodes.Output) else [s])]
+    is_text = [isinstance(part, nodes.TemplateData) for part in parts]
+    if all(is_text):
+        return "".join(part.data for part in parts), ""  # type: ignore[attr-defined]
+    first, last = is_text.index(False), len(parts) - is_text[::-1].index(False)
+    return "".join(p.data for p in parts[:first]), "".join(p.data for p in parts[last:])  # type: ignore[attr-defined]
 
 
 def _row_item(node: nodes.Node) -> str | None:
@@ -360,15 +470,19 @@ def _template_faults(text: str) -> Iterator[tuple[int, str]]:
 # -------------------------------------------------------------------------------------------------- structured output
 
 
-def structured_output(provider: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+def structured_output(provider: str, schema: Mapping[str, Any], endpoint: Endpoint = Endpoint.CHAT) -> dict[str, Any]:
     """The part of a body that asks for an answer of this schema.
 
     Raises ValueError for a schema the provider cannot be asked for. What it cannot enforce is checked on return.
     """
+    if endpoint is Endpoint.EMBEDDINGS:
+        raise ValueError("an embedding is a vector and has no schema")
     sent = {k: v for k, v in schema.items() if k not in ("$schema", "$id", "$comment")}
     if provider == "anthropic":
         return {"output_config": {"format": {"schema": _closed(sent), "type": "json_schema"}}}
     named = {"name": "answer", "schema": sent, "strict": _is_strict(sent)}
+    if endpoint is Endpoint.RESPONSES:
+        return {"text": {"format": {**named, "type": "json_schema"}}}
     return {"response_format": {"json_schema": named, "type": "json_schema"}}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
+from itertools import compress
 from typing import Literal
 
 from .lifecycle import Retry, retry
@@ -62,36 +64,93 @@ def was_never_run(batch: Batch) -> bool:
     return batch.status is BatchStatus.FAILED and batch.error_code == _QUEUE_FULL and not batch.outputs
 
 
+class Fates(MutableMapping[int, Fate]):
+    """The fates of a shard's lines, in one byte a line. Of the details of like fates only the first is kept."""
+
+    def __init__(self, n_lines: int) -> None:
+        self.codes = bytearray(n_lines)  # by line: which of `kinds`; 0: no fate yet
+        self.kinds = [Fate(Outcome.PENDING, None, None, "nothing")]
+        self._code: dict[tuple[Outcome, str | None, str], int] = {}
+
+    def code(self, fate: Fate) -> int:
+        """The code of such a fate."""
+        like = fate.outcome, fate.cause, fate.billed
+        if (code := self._code.get(like)) is None:
+            code = self._code[like] = len(self.kinds)
+            self.kinds.append(fate)
+        return code
+
+    def lines(self, wanted: Callable[[Fate], bool]) -> list[int]:
+        """The lines, ascending, with a fate of the wanted kinds."""
+        chosen = bytes(code > 0 and wanted(kind) for code, kind in enumerate(self.kinds)).ljust(256, b"\0")
+        return list(compress(range(len(self.codes)), self.codes.translate(chosen)))
+
+    def absent(self) -> list[int]:
+        """The lines, ascending, without a fate."""
+        return [line for line, code in enumerate(self.codes) if not code] if 0 in self.codes else []
+
+    def outcomes(self) -> bytes:
+        """One byte a line: its outcome."""
+        return bytes(self.codes.translate(bytes(kind.outcome for kind in self.kinds).ljust(256, b"\0")))
+
+    def tally(self) -> dict[str, int]:
+        """How many lines ended for each cause; "ok" for none."""
+        counts: Counter[str] = Counter()
+        for code, kind in enumerate(self.kinds[1:], 1):
+            counts[kind.cause or "ok"] += self.codes.count(code)
+        return {cause: n for cause, n in counts.items() if n}
+
+    def __getitem__(self, line: int) -> Fate:
+        if line not in self:
+            raise KeyError(line)
+        return self.kinds[self.codes[line]]
+
+    def __setitem__(self, line: int, fate: Fate) -> None:
+        self.codes[line] = self.code(fate)
+
+    def __delitem__(self, line: int) -> None:
+        self.codes[line] = 0
+
+    def __contains__(self, line: object) -> bool:
+        return isinstance(line, int) and 0 <= line < len(self.codes) and self.codes[line] > 0
+
+    def __iter__(self) -> Iterator[int]:
+        return (line for line, code in enumerate(self.codes) if code)
+
+    def __len__(self) -> int:
+        return len(self.codes) - self.codes.count(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What to record for each line, and which are sent again."""
 
-    outcomes: Mapping[int, Outcome]  # PENDING for lines that are sent again
-    again: tuple[int, ...]
+    outcomes: bytes  # by line; PENDING for those that are sent again
+    again: tuple[int, ...]  # ascending
     attempt: int  # of the shard that sends them again
     pause: str | None
 
 
-def decide(fates: Mapping[int, Fate], batch: Batch, *, attempt: int, attempts: int, sending: bool) -> Verdict:
+def decide(fates: Fates, batch: Batch, *, attempt: int, attempts: int, sending: bool) -> Verdict:
     """Which lines of an ended shard are sent again, by cause. `sending`: the job may still send at all."""
-    pause = next(
-        (f"row refused: {f.detail or f.cause}" for f in fates.values() if retry(f.outcome, f.cause) is Retry.PAUSE),
-        None,
-    )
     untried = was_never_run(batch)
-    again: list[int] = []
+    pause: str | None = None
     tried = False  # whether sending again is another attempt; after a full queue or an empty account it is the same one
-    outcomes: dict[int, Outcome] = {}
-    for line, fate in fates.items():
+    going: set[Fate] = set()
+    for code, fate in enumerate(fates.kinds):
         rule = retry(fate.outcome, fate.cause)
-        may = rule is Retry.PAUSE or (rule is Retry.AGAIN and (untried or attempt < attempts))
-        if may and sending:
-            again.append(line)
+        if rule is Retry.NEVER or code not in fates.codes:
+            continue
+        if rule is Retry.PAUSE and pause is None:
+            pause = f"row refused: {fate.detail or fate.cause}"
+        if sending and (rule is Retry.PAUSE or untried or attempt < attempts):
+            going.add(fate)
             tried |= rule is Retry.AGAIN and not untried
-            outcomes[line] = Outcome.PENDING
-        else:
-            outcomes[line] = fate.outcome
-    return Verdict(outcomes, tuple(again), attempt + tried, pause)
+    again = fates.lines(going.__contains__)
+    outcomes = bytearray(fates.outcomes())
+    for line in again:
+        outcomes[line] = Outcome.PENDING
+    return Verdict(bytes(outcomes), tuple(again), attempt + tried, pause)
 
 
 def batch_usage_counts(batch: Batch, rows: Usage) -> bool:

@@ -31,12 +31,25 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from . import types
+from .addresses import fault_of, kind_of, local_path, shown
 from .document import Document, Fault, Unreadable, document_of, read_document, read_text
 from .errors import Problem, SpecError
-from .render import ROLES, Loc, did_you_mean, dotted, nearest, params_faults, prompt_faults, structured_output
+from .render import (
+    ROLES,
+    Loc,
+    bound_fault,
+    did_you_mean,
+    dotted,
+    endpoint_fault,
+    nearest,
+    params_faults,
+    prompt_faults,
+    structured_output,
+)
+from .types import Endpoint
 
 SCHEMA_ID = "urn:canwait:schema:job:1"
 LOCAL_MODEL = "smollm2-135m-instruct"
@@ -108,7 +121,7 @@ def parse_model(value: object) -> tuple[str, str]:
         return provider, name
     if value == "local":
         return "local", LOCAL_MODEL
-    if re.fullmatch(r"(gpt|chatgpt|o[0-9])[!-.0-~]*", value):
+    if re.fullmatch(r"(gpt|chatgpt|o[0-9]|text-embedding)[!-.0-~]*", value):
         return "openai", value
     if re.fullmatch(r"claude[!-.0-~]*", value):
         return "anthropic", value
@@ -169,6 +182,13 @@ def _in_short(at_length: Callable[[str], object], schema: Any) -> BeforeValidato
     return BeforeValidator(lambda value: at_length(value) if isinstance(value, str) else value, schema)
 
 
+def _some_text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("found empty text; expected a query")
+    return value
+
+
+Query = Annotated[str, Strict(), AfterValidator(_some_text), Field(json_schema_extra={"pattern": r"\S"})]
 Line = Annotated[str, Strict(), AfterValidator(_one_line), Field(json_schema_extra={"minLength": 1})]
 Count = Annotated[int, Strict(), Field(gt=0, lt=2**53)]
 Format = Literal["csv", "tsv", "jsonl", "parquet"]
@@ -189,10 +209,44 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _beside_a_database(name: str, properties: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON Schema of what holds where this field is given."""
+    given = {"properties": {name: {"type": "string"}}, "required": [name]}
+    return {"if": given, "then": {"properties": dict(properties)}}
+
+
+def _address(uri: str, beside: str, info: ValidationInfo) -> str:
+    """Raises ValueError. `beside`: what a database needs and nothing else takes."""
+    if not info.data.get(beside) and kind_of(uri) in ("sqlite", "postgres"):
+        raise ValueError(f"'{shown(uri)}' is a database; expected `{beside}` beside it")
+    if fault := fault_of(uri, database=bool(info.data.get(beside))):
+        raise ValueError(fault)
+    return uri
+
+
+def _of_a_file(format: str | None, beside: str, info: ValidationInfo) -> str | None:
+    if format is not None and info.data.get(beside):
+        raise ValueError(f"rows of a database have no format; leave it out beside `{beside}`")
+    return format
+
+
 class SourceSection(Section):
-    uri: Line = Field(description="a path from the job file, or - for standard input")
+    model_config = ConfigDict(json_schema_extra=_beside_a_database("sql", {"format": {"type": "null"}}))
+
+    sql: Query | None = Field(None, description="a query, if uri is a database: one SELECT or WITH")
+    uri: Line = Field(description="a path from the job file, - for standard input, or an address (docs/rows.md)")
     key: Line | None = Field(None, description="the column that names a row")
     format: Format | None = Field(None, description="by the name's ending when left out")
+
+    @field_validator("uri")
+    @classmethod
+    def _leads_somewhere(cls, uri: str, info: ValidationInfo) -> str:
+        return _address(uri, "sql", info)
+
+    @field_validator("format")
+    @classmethod
+    def _is_of_a_file(cls, format: str | None, info: ValidationInfo) -> str | None:
+        return _of_a_file(format, "sql", info)
 
 
 class MessageSection(Section):
@@ -225,9 +279,33 @@ class BudgetSection(Section):
 
 
 class LoadSection(Section):
-    to: Line = Field(description="a path from the job file")
+    model_config = ConfigDict(
+        json_schema_extra=_beside_a_database(
+            "table", {"format": {"type": "null"}, "mode": {"enum": ["merge", "replace"]}}
+        )
+    )
+
+    table: Line | None = Field(None, description="TABLE or SCHEMA.TABLE, if `to` is a database")
+    to: Line = Field(description="a path from the job file, or an address (docs/rows.md)")
     mode: Literal["merge", "append", "replace"] = Field("merge", description="merge: by the key, safe to repeat")
     format: Format | None = Field(None, description="by the name's ending when left out")
+
+    @field_validator("to")
+    @classmethod
+    def _leads_somewhere(cls, to: str, info: ValidationInfo) -> str:
+        return _address(to, "table", info)
+
+    @field_validator("mode")
+    @classmethod
+    def _fits_a_table(cls, mode: str, info: ValidationInfo) -> str:
+        if mode == "append" and info.data.get("table"):
+            raise ValueError("a table has one row per key; expected merge or replace")
+        return mode
+
+    @field_validator("format")
+    @classmethod
+    def _is_of_a_file(cls, format: str | None, info: ValidationInfo) -> str | None:
+        return _of_a_file(format, "table", info)
 
 
 class QualitySection(Section):
@@ -257,7 +335,10 @@ class JobFile(Section):
             "anyOf": [
                 {"required": ["key"]},
                 {"required": ["source"], "properties": {"source": {"type": "object", "required": ["key"]}}},
-            ]
+            ],
+            "if": {"properties": {"endpoint": {"const": "embeddings"}}, "required": ["endpoint"]},
+            "then": {"properties": {key: {"type": "null"} for key in ("max_output_tokens", "system", "output")}},
+            "else": {"required": ["max_output_tokens"], "properties": {"max_output_tokens": {"type": "integer"}}},
         },
     )
 
@@ -273,6 +354,7 @@ class JobFile(Section):
     model: Annotated[tuple[str, str], BeforeValidator(parse_model, Line)] = Field(
         description="openai/NAME, anthropic/NAME, own/NAME or local/NAME"
     )
+    endpoint: Endpoint = Field(Endpoint.CHAT, description="what is asked for: chat, responses or embeddings")
     system: Annotated[str, Strict()] | None = Field(None, description="a system message in front of the prompt")
     prompt: Annotated[
         tuple[MessageSection, ...],
@@ -288,7 +370,11 @@ class JobFile(Section):
     )
     deadline: Duration = Field("24h", validate_default=True, description="when answers are needed, like 24h")
     urgency: types.Urgency = Field(description="who waits: sync, near_real_time or batch")
-    max_output_tokens: Count = Field(description="the bound of one answer; without it there is no worst case")
+    max_output_tokens: Count | None = Field(
+        None,
+        validate_default=True,
+        description="the bound of one answer; without it there is no worst case",
+    )
     params: dict[str, Any] = Field({}, description="further fields of the request body: temperature, seed, ...")
     retry: RetrySection = RetrySection.model_construct()
     shard: ShardSection = ShardSection.model_construct()
@@ -316,6 +402,23 @@ class JobFile(Section):
                 raise ValueError(f"found '{key}', but source.key is '{source.key}'")
         return key
 
+    @field_validator("endpoint")
+    @classmethod
+    def _is_served(cls, endpoint: Endpoint, info: ValidationInfo) -> Endpoint:
+        if (model := info.data.get("model")) and (unserved := endpoint_fault(model[0], endpoint)):
+            raise ValueError(unserved)
+        return endpoint
+
+    @field_validator("max_output_tokens")
+    @classmethod
+    def _bounds_what_has_output(cls, most: int | None, info: ValidationInfo) -> int | None:
+        endpoint = info.data.get("endpoint")
+        if endpoint in (Endpoint.CHAT, Endpoint.RESPONSES) and most is None:
+            raise PydanticCustomError("missing", "required")  # as where every endpoint needs it
+        if endpoint and (model := info.data.get("model")) and (why := bound_fault(model[0], endpoint, most or 0)):
+            raise ValueError(why)
+        return most
+
     @field_validator("prompt")
     @classmethod
     def _read_prompt(cls, prompt: tuple[MessageSection, ...], info: ValidationInfo) -> tuple[MessageSection, ...]:
@@ -328,7 +431,7 @@ class JobFile(Section):
             written.insert(0, (("system",), "system", system))
         read = [(loc, role, *_read_template(text, (*loc, "content"), document)) for loc, role, text in written]
         messages = [(role, text) for _, role, text, _ in read]
-        for (i, *rest), message, line in prompt_faults(messages):
+        for (i, *rest), message, line in prompt_faults(messages, info.data.get("endpoint", Endpoint.CHAT)):
             assert isinstance(i, int)
             loc, _, _, file = read[i]
             document.faults.append(Fault((*loc, *rest), message, file, line))
@@ -351,7 +454,7 @@ class JobFile(Section):
         if schema.get("type") != "object" and "$ref" not in schema:
             raise ValueError("an answer is an object, its properties become columns; expected `type: object`")
         if model := info.data.get("model"):
-            structured_output(model[0], schema)
+            structured_output(model[0], schema, info.data.get("endpoint", Endpoint.CHAT))
         return schema
 
     @field_validator("params")
@@ -374,11 +477,13 @@ class JobFile(Section):
         budget, quality, freshness, load = self.budget, self.quality, self.freshness, self.load
         return types.Job(
             name=self.name,
-            source=types.Source(self.source.uri, self.key or self.source.key or "", self.source.format),
+            source=types.Source(
+                self.source.uri, self.key or self.source.key or "", self.source.format, self.source.sql
+            ),
             provider=provider,
             model=model,
             prompt=tuple((message.role, message.content) for message in self.prompt),
-            max_output_tokens=self.max_output_tokens,
+            max_output_tokens=self.max_output_tokens or 0,
             urgency=self.urgency,
             budget=types.BudgetSpec(budget.usd, budget.tokens, budget.rows, budget.on_exceed),
             output_schema=self.output,
@@ -388,13 +493,14 @@ class JobFile(Section):
             attempts=self.retry.attempts,
             shard=types.ShardSpec(self.shard.max_rows, self.shard.by),
             dedupe=self.dedupe,
-            load=types.Load(load.to, load.mode, load.format) if load else None,
+            load=types.Load(load.to, load.mode, load.format, load.table) if load else None,
             quality=types.Quality(quality.refuse_if_bad_rate, quality.sure, quality.by) if quality else None,
             freshness=types.Freshness(freshness.max_age, freshness.on_stale) if freshness else None,
             schedule=self.schedule,
             owner=self.owner,
             fallback=self.fallback,
             base_dir=base_dir,
+            endpoint=self.endpoint,
         )
 
 
@@ -474,9 +580,9 @@ def _closed(schema: Any) -> Any:
 
 
 def _is_same_file(base_dir: Path, a: str, b: str) -> bool:
-    if "-" in (a, b) or "://" in a or "://" in b:
+    first, second = local_path(a, base_dir), local_path(b, base_dir)
+    if "-" in (a, b) or first is None or second is None:
         return False
-    first, second = base_dir / a, base_dir / b
     return first.resolve() == second.resolve() or (first.exists() and second.exists() and first.samefile(second))
 
 

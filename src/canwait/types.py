@@ -33,6 +33,14 @@ class Tier(str, Enum):
     OWN = "own"  # our own servers, one row at a time
 
 
+class Endpoint(str, Enum):
+    """What a request asks for. Anthropic's messages are its chat."""
+
+    CHAT = "chat"
+    RESPONSES = "responses"
+    EMBEDDINGS = "embeddings"  # one text in, one vector out, no output tokens
+
+
 class MarkClass(str, Enum):
     """How a batch whose create reply was lost can be found again (providers.md 5)."""
 
@@ -186,7 +194,7 @@ class ShardFile:
     token: str  # our mark: names the file, rides in metadata where there is any, prefixes every custom id
     path: Path  # request bodies, one canonical JSON a line, in line order
     n_rows: int
-    endpoint: str  # "/v1/chat/completions", "/v1/messages"
+    endpoint: str  # "/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/embeddings"
     model: str  # as on the wire
     window_s: int  # the completion window asked for
     first_try: datetime | None = None  # when this shard was first sent, for `find`
@@ -247,6 +255,12 @@ class Answer:
     usage: Usage | None  # None: the provider billed nothing or did not say
     model: str | None  # the model that served it
     finish_reason: str | None = None
+    vector: bytes | None = None  # an embedding: little-endian float32, every one finite; then there is no text
+
+
+# An answer that is OK, with text and a stated bill, in short: custom id, text, model, and its tokens in `Usage`'s order.
+# A tuple, for one is made of nearly every line: `Answer` and `Usage` would cost as much as reading the line does.
+Plain = tuple[str, str, str, int, int, int, int]
 
 
 # ------------------------------------------------------------------------------------------------------------ the job
@@ -256,9 +270,10 @@ class Answer:
 class Source:
     """Where rows come from."""
 
-    uri: str  # path relative to the job file, or "-" ; a frame's rows have uri "frame:"
+    uri: str  # path relative to the job file, an address, or "-" ; a frame's rows have uri "frame:"
     key: str  # the column that names a row
     format: str | None = None  # csv tsv jsonl parquet; None: by the name's ending
+    sql: str | None = None  # the query whose rows they are; `uri` is then a database
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,9 +296,10 @@ class ShardSpec:
 class Load:
     """Where accepted rows go."""
 
-    to: str
+    to: str  # path relative to the job file, or an address
     mode: Literal["merge", "append", "replace"] = "merge"
     format: str | None = None
+    table: str | None = None  # TABLE or SCHEMA.TABLE; `to` is then a database
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +324,7 @@ class Job:
     provider: str  # "openai", "anthropic", "own", "local"
     model: str  # as on the wire
     prompt: tuple[tuple[str, str], ...]  # (role, template) messages
-    max_output_tokens: int
+    max_output_tokens: int  # of one answer; 0 for embeddings, which have no output tokens
     urgency: Urgency
     budget: BudgetSpec
     output_schema: Mapping[str, Any] | None = None  # JSON Schema 2020-12 of one answer
@@ -325,6 +341,7 @@ class Job:
     owner: str | None = None
     fallback: str | None = None
     base_dir: Path = Path(".")  # relative paths start here
+    endpoint: Endpoint = Endpoint.CHAT
 
 
 # ----------------------------------------------------------------------------------------------------------- the plan

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
+from itertools import compress
 from typing import Any
 
 from .blobs import Blobs
 from .clock import from_us
 from .db import Row
 from .ledger import Ledger
-from .types import JobState, Outcome, ShardState
+from .types import JobState, Outcome, ShardState, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Figures:
     blocked: tuple[str, ...]  # the named limits that hold shards now
     next_at: datetime | None
     loaded: Mapping[str, Any] | None
+    tier: Tier  # of the latest plan
 
     @property
     def finished(self) -> bool:
@@ -96,6 +99,7 @@ def figures(ledger: Ledger, job: str) -> Figures:
         blocked=tuple(sorted({s["blocked"] for s in shards if s["blocked"] and is_open(s)})),
         next_at=due,
         loaded=json.loads(row["loaded"]) if row["loaded"] else None,
+        tier=Tier(plan["tier"]),
     )
 
 
@@ -112,16 +116,21 @@ def count_rows(ledger: Ledger, job: str, plan: str) -> dict[Outcome, int]:
     """Rows of a plan's dataset by outcome: every line counted as often as rows wait for it."""
     counts = dict.fromkeys(Outcome, 0)
     for answering in ledger.query("plan_shards", job=job, plan=plan):
-        vector = zlib.decompress(answering["vector"])
-        weights = array("I")
-        weights.frombytes(zlib.decompress(answering["weights"]))
-        if max(weights, default=1) == 1 == min(weights, default=1):
-            for outcome in Outcome:
-                counts[outcome] += vector.count(bytes([outcome]))
-        else:
-            for value, weight in zip(vector, weights, strict=True):
-                counts[Outcome(value)] += weight
+        for outcome, n in _counted(answering["vector"], answering["weights"]):
+            counts[outcome] += n
     return counts
+
+
+@lru_cache(1024)  # who watches a job asks twice a second, and few shards have changed by then
+def _counted(packed_vector: bytes, packed_weights: bytes) -> Sequence[tuple[Outcome, int]]:
+    """Rows that wait for one shard, by the outcomes of their lines."""
+    vector, raw = zlib.decompress(packed_vector), zlib.decompress(packed_weights)
+    outcomes = [outcome for outcome in Outcome if outcome in vector]
+    if raw == b"\1\0\0\0" * len(vector):
+        return [(outcome, vector.count(outcome)) for outcome in outcomes]
+    weights = array("I", raw)
+    lines = {o: vector.translate(bytes(byte == o for byte in range(256))) for o in outcomes}
+    return [(outcome, sum(compress(weights, lines[outcome]))) for outcome in outcomes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "why": ("jobs", "Show what holds a job, shard by shard."),
     "cancel": ("jobs", "Send nothing more of a job; finished rows are kept."),
     "load": ("jobs", "Load a job's usable rows again."),
+    "results": ("jobs", "Print the rows that have ended, also while the job runs."),
     "resolve": ("jobs", "Answer what a provider's listing cannot tell."),
     "events": ("jobs", "Print every change after a cursor."),
     "budget": ("budget", "Show, set, book to and thaw budgets."),

@@ -1,4 +1,4 @@
-"""plan, run, status, why, cancel, load, resolve, events."""
+"""plan, run, status, why, cancel, load, results, resolve, events."""
 
 from __future__ import annotations
 
@@ -349,6 +349,34 @@ def load(face: Face, spec: str, sim: bool) -> None:
         job.load()
         figures = job.figures()
         face.show("canwait.run/1", figures_json(figures), summary(figures))
+
+
+@click.command()
+@click.argument("spec", metavar="JOB.YAML")
+@simulated
+@options()
+def results(face: Face, spec: str, sim: bool) -> None:
+    """Print every row that has ended, one JSON object a line, also while the job runs."""
+    import json
+
+    from ..client import Failed
+
+    with opened(face, sim) as client:
+        found = client.job(spec).results()
+        whole = "" if found.complete else "; the others are still to come"
+        face.note(f"{found.state.value}: {found.n_ended} of {found.n_rows} rows have ended ({found.share:.1%}){whole}")
+        for row in found.rows:
+            value = {
+                "schema": "canwait.result/1",
+                "simulated": face.simulated,
+                "key": row.key,
+                **(
+                    {"outcome": row.outcome, "cause": row.cause, "detail": row.detail, "value": None}
+                    if isinstance(row, Failed)
+                    else {"outcome": "ok", "cause": None, "detail": None, "value": row.value}
+                ),
+            }
+            click.echo(json.dumps(value))
 
 
 @click.command()

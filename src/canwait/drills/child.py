@@ -21,7 +21,7 @@ from ..engine import Engine, Pace
 from ..ledger import Ledger
 from ..providers import Guard, Provider
 from ..providers.openai import OpenAI
-from ..types import Answer, Batch, Limits, ShardFile, Terms
+from ..types import Answer, Batch, Limits, Plain, ShardFile, Terms
 from .small import SmallJob, chat_bounds, plan_small
 
 
@@ -123,6 +123,9 @@ class Mortal:
 
     def decode(self, line: bytes) -> Answer:
         return self._provider.decode(line)
+
+    def plain(self, line: bytes) -> Plain | None:
+        return self._provider.plain(line)
 
     def submit(self, shard: ShardFile, guard: Guard) -> Batch:
         def then() -> None:

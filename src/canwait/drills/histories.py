@@ -141,6 +141,7 @@ class History:
             unreachable=some(0.5),
             busy=some(0.5),
             out_of_credit=some(0.2),
+            too_large=some(0.2),
             lost_reply=some(0.5),
             lost_request=some(0.5),
             slow_create=some(0.6),

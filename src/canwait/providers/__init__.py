@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from ..types import Answer, Batch, Limits, MarkClass, ShardFile
+from ..types import Answer, Batch, Limits, MarkClass, Plain, ShardFile
 
 Guard = Callable[[], None]  # raises LeaseLost when this caller no longer holds the shard; call it right before a create
 
@@ -68,6 +68,10 @@ class Provider(Protocol):
 
     def decode(self, line: bytes) -> Answer:
         """One line of raw output. Never raises for hostile input: what cannot be understood is FAILED/malformed. Pure."""
+        ...
+
+    def plain(self, line: bytes) -> Plain | None:
+        """The same of an ordinary line, in short: exactly what `decode` says of it, or None, and `decode` is asked. Pure."""
         ...
 
     def cancel(self, batch_id: str) -> None:

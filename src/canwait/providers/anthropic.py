@@ -13,9 +13,12 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+import orjson
+
 from ..errors import Ambiguous, BatchUnknown, Busy, CannotTell, Garbled, Rejected
-from ..types import Answer, Batch, BatchStatus, Limits, MarkClass, Outcome, ShardFile, Usage
+from ..types import Answer, Batch, BatchStatus, Limits, MarkClass, Outcome, Plain, ShardFile, Usage
 from . import Guard
+from .decoding import read_line
 from .http import (
     MAX_REPLY_BYTES,
     MAX_ROW_TOKENS,
@@ -30,7 +33,6 @@ from .http import (
     identifier,
     moment,
     no_credit,
-    parse,
     patience,
     segment,
     tidy,
@@ -131,7 +133,7 @@ class Anthropic:
         return self._wire.download(_results(batch.id))  # not `results_url`: it may name another host
 
     def decode(self, line: bytes) -> Answer:
-        match parse(line):
+        match read_line(line):
             case {"custom_id": str(name), "result": {"type": "succeeded", "message": {"content": list()} as message}}:
                 return _succeeded(encodable(name), message)
             case {"custom_id": str(name), "result": {"type": "errored"} as result}:
@@ -146,6 +148,32 @@ class Anthropic:
             case {"custom_id": str(name)}:
                 return _ended(encodable(name), Outcome.FAILED, "malformed", "no known type of result")
         return _ended("", Outcome.FAILED, "malformed", "not a result line")
+
+    def plain(self, line: bytes) -> Plain | None:
+        """A message that ended of itself, in one block of text; None for every other line."""
+        try:
+            row = orjson.loads(line)
+            name, result = row["custom_id"], row["result"]
+            message = result["message"]
+            [block] = message["content"]
+            text, model, usage = block["text"], message["model"], message["usage"]
+            n_plain, n_output = usage["input_tokens"], usage["output_tokens"]
+            cached, written = usage["cache_read_input_tokens"], usage["cache_creation_input_tokens"]
+            if (
+                type(name) is type(text) is type(model) is str
+                and type(n_plain) is type(n_output) is type(cached) is type(written) is int
+                and result["type"] == "succeeded"
+                and block["type"] == "text"
+                and message["stop_reason"] == "end_turn"
+                and type(message["content"]) is list
+                and text.strip()
+                and min(n_plain, n_output, cached, written) >= 0
+                and max(n_plain + cached + written, n_output) <= MAX_ROW_TOKENS
+            ):
+                return name, text, model, n_plain + cached + written, n_output, cached, written
+        except (orjson.JSONDecodeError, LookupError, TypeError, ValueError):
+            pass
+        return None
 
     def cancel(self, batch_id: str) -> None:
         try:

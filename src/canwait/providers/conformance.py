@@ -21,7 +21,12 @@ from . import Provider
 
 ROWS = 5
 LONGEST_ID = "a" * 54 + "-99999999"  # 63 characters, the most that is safe everywhere (providers.md 2)
-HOSTILE = (b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"custom_id":1}', b"[" * 100_000, b'{"custom_id":"a","result":[]}')
+HOSTILE = (
+    *(b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"custom_id":1}', b"[" * 100_000, b'{"custom_id":"a","result":[]}'),
+    b'{"custom_id":"a","response":{"status_code":200,"body":{"output":[{"content":{}}],"status":[]}}}',
+    b'{"custom_id":"a","response":{"status_code":200,"body":{"data":[{"index":0,"embedding":[1e999]}]}}}',
+    b'{"custom_id":"a","response":{"status_code":200,"body":{"data":[{"index":0,"embedding":"AAA="}]}}}',
+)
 
 
 class Broken(AssertionError):
@@ -62,8 +67,12 @@ def round_trip(rig: Rig) -> None:
     answers = _answers(rig.provider, batch)
     lines = sorted(line for a in answers if (line := shard.line(a.custom_id)) is not None)
     _promise(lines == list(range(ROWS)), f"lines {lines} came back of {ROWS} sent")
-    _promise(all(a.outcome is Outcome.OK and a.text for a in answers), "a good request was not answered")
-    _promise(all(a.usage and a.usage.input_tokens and a.usage.output_tokens for a in answers), "an answer has no usage")
+    _promise(all(a.outcome is Outcome.OK and (a.text or a.vector) for a in answers), "a good request was not answered")
+    _promise(all(a.usage and a.usage.input_tokens for a in answers), "an answer has no usage")
+    _promise(
+        all(a.usage and bool(a.usage.output_tokens) == (a.vector is None) for a in answers),
+        "an answer has no usage of output, or a vector has",
+    )
 
 
 def the_guard_is_asked_once_before_the_create(rig: Rig) -> None:
@@ -169,10 +178,14 @@ def hostile_lines_are_answers(rig: Rig) -> None:
 
 
 def one_request_is_one_line(rig: Rig) -> None:
-    """An encoded request is one line, whatever the text in it."""
-    body = '{"messages":[{"content":"a\\nb\u2028\x85","role":"user"}],"model":"m"}'.encode()
-    line = rig.provider.encode(LONGEST_ID, body, "/v1/chat/completions")
-    _promise(b"\n" not in line and body in line and LONGEST_ID.encode() in line, "an encoded request is not one line")
+    """An encoded request is one line with the body as it is, whatever the text in it."""
+    shard = rig.shard(1)
+    sent = shard.path.read_bytes().rstrip(b"\n")
+    for body in (sent, '{"messages":[{"content":"a\\nb\u2028\x85","role":"user"}],"model":"m"}'.encode()):
+        line = rig.provider.encode(LONGEST_ID, body, shard.endpoint)
+        _promise(
+            b"\n" not in line and body in line and LONGEST_ID.encode() in line, "an encoded request is not one line"
+        )
 
 
 def limits_leave_time_for_the_reply(rig: Rig) -> None:

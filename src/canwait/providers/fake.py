@@ -15,7 +15,8 @@ from typing import Literal
 import orjson
 
 from ..clock import Clock
-from ..errors import Ambiguous, BatchUnknown, Busy, CannotTell, OutOfCredit, Unreachable
+from ..errors import Ambiguous, BatchUnknown, Busy, CannotTell, OutOfCredit, TooLarge, Unreachable
+from ..lines import read_lines
 from ..types import Answer, Batch, BatchStatus, Limits, MarkClass, Outcome, ShardFile, Usage
 from . import Guard
 
@@ -29,6 +30,7 @@ class Temper:
     unreachable: float = 0.0
     busy: float = 0.0
     out_of_credit: float = 0.0
+    too_large: float = 0.0  # of two lines or more
     lost_reply: float = 0.0  # the batch is there, its reply is not
     lost_request: float = 0.0  # the same error, and no batch
     slow_upload: float = 0.0  # the upload takes up to 4 x settle_s, others may act meanwhile, then comes the create
@@ -91,8 +93,7 @@ class FakeProvider:
         return b'{"custom_id":' + orjson.dumps(custom_id) + b',"body":' + body + b"}"
 
     def submit(self, shard: ShardFile, guard: Guard) -> Batch:
-        with shard.path.open("rb") as file:
-            bodies = [line.rstrip(b"\n") for line in file]
+        bodies = list(read_lines(shard.path))
         if self._happens(self.temper.unreachable):
             raise Unreachable("connection refused")
         if self.temper.slow_upload and self._happens(self.temper.slow_upload):
@@ -103,6 +104,8 @@ class FakeProvider:
             raise Busy("429", retry_after_s=self.rng.choice([None, 5.0]))
         if self._happens(self.temper.out_of_credit):
             raise OutOfCredit("the account is out of credit")
+        if shard.n_rows > 1 and self._happens(self.temper.too_large):
+            raise TooLarge("413: the file is too large")
         if self._happens(self.temper.lost_request):
             raise Ambiguous("timed out")
         if self._happens(self.temper.slow_create):
@@ -158,6 +161,9 @@ class FakeProvider:
             return Answer(raw["custom_id"], Outcome(raw["outcome"]), raw["cause"], None, raw["text"], usage, "fake-1")
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             return Answer("", Outcome.FAILED, "malformed", None, None, None, None)
+
+    def plain(self, line: bytes) -> None:
+        return None
 
     def cancel(self, batch_id: str) -> None:
         batch = self._batch(batch_id)

@@ -34,8 +34,10 @@ from ..errors import (
     Problem,
     Rejected,
     SpecError,
+    TooLarge,
     Unreachable,
 )
+from ..lines import read_lines
 from ..types import ShardFile, Usage
 
 SETTLE_S = 120.0  # providers.md 5: "none after 60-120 s settle"; no provider states a listing lag of its own
@@ -99,7 +101,7 @@ class Body:
             yield piece
 
 
-def _is_near(host: str) -> bool:
+def is_near(host: str) -> bool:
     """Whether a host name or address means this machine."""
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
@@ -111,10 +113,9 @@ def json_body(value: Json) -> Body:
 def encoded_lines(shard: ShardFile, encode: Callable[[str, bytes, str], bytes]) -> Iterator[bytes]:
     """The shard's lines as they go over the wire, without newlines. Raises BlobError unless there are `n_rows`."""
     n = 0
-    with shard.path.open("rb") as file:
-        for line in file:
-            yield encode(shard.custom_id(n), line.rstrip(b"\n"), shard.endpoint)
-            n += 1
+    for body in read_lines(shard.path):
+        yield encode(shard.custom_id(n), body, shard.endpoint)
+        n += 1
     if n != shard.n_rows:
         raise BlobError(f"the request file of {shard.token} holds {n} lines, not {shard.n_rows}; nothing was sent")
 
@@ -135,8 +136,8 @@ class Wire:
         url = _checked_url(provider, base_url)
         self.provider = provider
         self.host = url.netloc.decode("ascii")
-        self._variable = variable
-        self._key = key
+        self.base_url = str(url).rstrip("/")
+        self.headers, self.variable, self.key = headers, variable, key
         self._client = httpx2.Client(
             base_url=url,
             headers={"user-agent": "canwait", "accept-encoding": "identity", **headers},
@@ -153,8 +154,8 @@ class Wire:
 
         On this machine the port is no part of it: a server here that is started again is often found at another one.
         """
-        host = self.host.rpartition(":")[0] or self.host if _is_near(self._client.base_url.host) else self.host
-        digest = hashlib.sha256("\0".join([self._key, *(s or "" for s in scope)]).encode()).hexdigest()
+        host = self.host.rpartition(":")[0] or self.host if is_near(self._client.base_url.host) else self.host
+        digest = hashlib.sha256("\0".join([self.key, *(s or "" for s in scope)]).encode()).hexdigest()
         return f"{host}#{digest[:12]}"
 
     def call(
@@ -263,7 +264,7 @@ class Wire:
         what = f"{self.provider} answered {status}: {words}"
         wait_s = retry_after_s(response.headers)
         if status in (401, 403):
-            return KeyRefused(provider=self.provider, variable=self._variable, why=words)
+            return KeyRefused(provider=self.provider, variable=self.variable, why=words)
         if status == 402 or (status < 500 and no_credit(error)):
             return OutOfCredit(what)
         if status == 429 or (status == 400 and error.get("code") == "token_limit_exceeded"):
@@ -271,7 +272,9 @@ class Wire:
         if status == 404 and phase in (Phase.READ, Phase.CANCEL):
             return BatchUnknown(what)
         if status in _REFUSALS or (status == 409 and phase is Phase.CANCEL):
-            return Garbled(what) if phase is Phase.READ else Rejected(what)
+            if phase is Phase.READ:
+                return Garbled(what)
+            return TooLarge(what) if status == 413 else Rejected(what)
         return Ambiguous(what) if phase is Phase.CREATE else Busy(what, retry_after_s=wait_s)
 
     def _garbled(self, phase: Phase, why: str) -> CanwaitError:
@@ -281,7 +284,7 @@ class Wire:
         return Busy(what) if phase is Phase.UPLOAD else Garbled(what)
 
     def _clean(self, text: str) -> str:
-        return tidy(text.replace(self._key, "[key]"), 500)
+        return tidy(text.replace(self.key, "[key]"), 500)
 
 
 # ------------------------------------------------------------------------------------------------ keys and addresses

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import json
 import math
+import struct
+from binascii import a2b_base64
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from ..errors import Ambiguous, BatchUnknown, Busy, CannotTell, Garbled, Rejected
-from ..types import Answer, Batch, BatchStatus, Limits, MarkClass, Outcome, ShardFile, Usage
+from ..types import Answer, Batch, BatchStatus, Limits, MarkClass, Outcome, Plain, ShardFile, Usage
 from . import Guard
+from .decoding import read_line
 from .http import (
     MAX_BATCH_TOKENS,
     MAX_ROW_TOKENS,
@@ -29,7 +34,6 @@ from .http import (
     json_body,
     moment,
     no_credit,
-    parse,
     patience,
     segment,
     tidy,
@@ -58,6 +62,7 @@ _UNEXECUTED = {
     "batch_expired": (Outcome.EXPIRED, "expired"),
     "batch_cancelled": (Outcome.CANCELLED, "cancelled"),
     "request_timeout": (Outcome.FAILED, "timeout"),
+    "reply_lost": (Outcome.MISSING, "missing"),  # ours, of a row that is asked by itself and paid (rows.py)
 }
 _HTTP_CAUSES = {
     401: "permission",
@@ -69,6 +74,13 @@ _HTTP_CAUSES = {
     413: "too_large",
     429: "rate_limit",
     529: "overloaded",
+}
+_RESPONSE_ERRORS = {  # openai-python 3.54.0, ResponseError; the other codes there are about the request
+    "server_error": "server_error",
+    "rate_limit_exceeded": "rate_limit",
+    "vector_store_timeout": "timeout",
+    "bio_policy": "content_filter",
+    "misalignment_policy_violation": "content_filter",
 }
 _STOPPED = {"length": "length", "max_output_tokens": "length", "content_filter": "content_filter"}
 
@@ -162,6 +174,9 @@ class OpenAI:
     def decode(self, line: bytes) -> Answer:
         return decode_line(line)
 
+    def plain(self, line: bytes) -> Plain | None:
+        return plain_line(line)
+
     def cancel(self, batch_id: str) -> None:
         try:
             self._wire.call(Phase.CANCEL, "POST", f"/batches/{segment(batch_id)}/cancel")
@@ -196,7 +211,7 @@ def encode_line(custom_id: str, body: bytes, endpoint: str) -> bytes:
 
 def decode_line(line: bytes) -> Answer:
     """One line of an output or error file in OpenAI's shape."""
-    match parse(line):
+    match read_line(line):
         case {"custom_id": str(name), "error": {"code": str(code)} as error} if code in _UNEXECUTED:
             outcome, cause = _UNEXECUTED[code]
             return Answer(encodable(name), outcome, cause, _words(error), None, None, None)
@@ -207,6 +222,36 @@ def decode_line(line: bytes) -> Answer:
         case {"custom_id": str(name)}:
             return _failed(encodable(name), "malformed", "neither a response nor an error")
     return _failed("", "malformed", "not a result line")
+
+
+def plain_line(line: bytes) -> Plain | None:
+    """A chat completion that stopped of itself, as `decode_line` reads it; None for every other line."""
+    try:
+        row = orjson.loads(line)
+        name, response = row["custom_id"], row["response"]
+        body, status = response["body"], response["status_code"]
+        choice, usage, model = body["choices"][0], body["usage"], body["model"]
+        message = choice["message"]
+        text, details = message["content"], usage.get("prompt_tokens_details") or {}
+        n_input, n_output = usage["prompt_tokens"], usage["completion_tokens"]
+        cached, written = details.get("cached_tokens", 0), details.get("cache_write_tokens", 0)
+        if (
+            type(name) is type(text) is type(model) is str
+            and type(status) is type(n_input) is type(n_output) is type(cached) is type(written) is int
+            and status == 200
+            and choice.get("finish_reason") == "stop"
+            and model
+            and text.strip()
+            and not message.get("refusal")
+            and row.get("error") is None
+            and 0 <= n_output <= MAX_ROW_TOKENS
+            and cached >= 0 <= written
+            and cached + written <= n_input <= MAX_ROW_TOKENS
+        ):
+            return name, text, model, n_input, n_output, cached, written
+    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
+        pass
+    return None
 
 
 def _created(row: Json) -> Any:
@@ -255,17 +300,26 @@ def _answered(custom_id: str, response: Json) -> Answer:
     model = _text(body.get("model"))
     if status != 200 or type(status) is not int:
         error = error_of(body)
-        return _failed(custom_id, _http_cause(status, error), f"{status}: {_words(error)}", usage=usage, model=model)
+        return _failed(
+            custom_id, _http_cause(status, error), tidy(f"{status}: {_words(error)}", 2_000), usage=usage, model=model
+        )
+    if isinstance(items := body.get("data"), list) and "choices" not in body:
+        vector = _vector(items)
+        if isinstance(vector, bytes):
+            return Answer(custom_id, Outcome.OK, None, None, None, usage, model, vector=vector)
+        return _failed(custom_id, "malformed", vector, usage=usage, model=model)
     text, stop, refusal = _content(body)
-    cause = _STOPPED.get(stop or "")
-    if cause is None and refusal:
+    cause, detail = _STOPPED.get(stop or ""), refusal
+    if cause is None and isinstance(body.get("output"), list) and body.get("status", "completed") != "completed":
+        cause, detail = _unfinished(body)
+    elif cause is None and refusal:
         cause = "refused"
     elif cause is None and text is None:
         cause = "malformed"
     elif cause is None and not (text or "").strip():
         cause = "empty"
     outcome = Outcome.FAILED if cause else Outcome.OK
-    return Answer(custom_id, outcome, cause, tidy(refusal, 2_000) if refusal else None, text, usage, model, stop)
+    return Answer(custom_id, outcome, cause, tidy(detail, 2_000) if detail else None, text, usage, model, stop)
 
 
 def _failed(custom_id: str, cause: str, detail: str, *, usage: Usage | None = None, model: str | None = None) -> Answer:
@@ -285,20 +339,54 @@ def _usage(stated: Any, limit: int) -> Usage | None:
 
 
 def _content(body: Json) -> tuple[str | None, str | None, str | None]:
-    """(text, why it stopped, refusal) of a chat completion, a response or an embedding; all None: none of these."""
+    """(text, why it stopped, refusal) of a chat completion or a response; all None: neither of them."""
     match body:
         case {"choices": [{"message": {} as message} as choice, *_]}:
             text = "".join(_texts(message.get("content")))
             return text, _text(choice.get("finish_reason")), _text(message.get("refusal"))
         case {"output": list(items)}:
-            parts = [part for item in _dicts(items) for part in _dicts(item.get("content"))]
+            said = [item for item in _dicts(items) if item.get("phase") != "commentary"]  # the answer alone
+            parts = [part for item in said for part in _dicts(item.get("content"))]
             details = body.get("incomplete_details")
             stop = details.get("reason") if isinstance(details, dict) else body.get("status")
             text = "".join(_texts([part for part in parts if part.get("type") == "output_text"]))
             return text, _text(stop), next((r for part in parts if (r := _text(part.get("refusal")))), None)
-        case {"data": [{"embedding": (list() | str()) as vector}, *_]}:
-            return json.dumps(vector), None, None
     return None, None, None
+
+
+def _unfinished(body: Json) -> tuple[str, str]:
+    """Cause and words of a response that is not completed, for a reason that is not the bound or a filter."""
+    error = body.get("error")
+    if body.get("status") == "failed" and isinstance(error, dict):
+        return _RESPONSE_ERRORS.get(str(error.get("code")), "invalid_request"), _words(error)
+    details = body.get("incomplete_details")
+    return "malformed", f"the response is {body.get('status')}: {details}"
+
+
+def _vector(items: Sequence[Any]) -> bytes | str:
+    """The one embedding of a reply as little-endian float32, or what is wrong with it."""
+    if len(items) != 1 or not isinstance(items[0], dict):
+        return f"{len(items)} embeddings for one text" if len(items) != 1 else "not an embedding"
+    index, stated = items[0].get("index", 0), items[0].get("embedding")
+    if type(index) is not int or index != 0:
+        return "the embedding of another text"
+    try:
+        if isinstance(stated, str):
+            raw = a2b_base64(stated, strict_mode=True)
+        elif isinstance(stated, list) and {float, int}.issuperset(map(type, stated)):
+            raw = struct.pack(f"<{len(stated)}f", *stated)
+        else:
+            return "neither base64 nor a list of numbers"
+    except (ValueError, OverflowError, struct.error) as exc:
+        return f"not a vector of 32-bit floats: {exc}"
+    if not raw or len(raw) % 4:
+        return f"{len(raw)} bytes are no vector of 32-bit floats"
+    high = raw[3::4]  # NaN and infinities have all exponent bits set; the first look rules them out at little cost
+    if (b"\x7f" in high or b"\xff" in high) and any(
+        h & 127 == 127 and m > 127 for h, m in zip(high, raw[2::4], strict=True)
+    ):
+        return "the vector holds NaN or an infinity"
+    return raw
 
 
 def _dicts(value: Any) -> list[Mapping[str, Any]]:

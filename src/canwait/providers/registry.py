@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..errors import NotFound
+from ..types import Tier
 from . import Provider
 
 Factory = Callable[[Mapping[str, str], Path, float | None], Provider]
@@ -16,11 +17,25 @@ def open_provider(name: str, env: Mapping[str, str], *, spool: Path, settle_s: f
 
     `spool` is where a provider without a server of its own keeps its rows; `settle_s` overrides the provider's figure.
     """
-    if name not in PROVIDERS:
+    base, _, tier = name.partition("/")
+    if base not in PROVIDERS or (tier and tier not in ROW_BY_ROW.get(base, ())):
         raise NotFound(
             f"No provider is named {name}.", what="provider", name=name, hint=f"one of {', '.join(PROVIDERS)}"
         )
-    return PROVIDERS[name](env, spool, settle_s)
+    provider = PROVIDERS[base](env, spool, settle_s)
+    if not tier:
+        return provider
+    from .anthropic import Anthropic
+    from .openai import OpenAI
+    from .paid import paid_rows
+
+    assert isinstance(provider, OpenAI | Anthropic)
+    return paid_rows(provider, Tier(tier), env, spool)
+
+
+def name_of(provider: str, tier: Tier) -> str:
+    """What `open_provider` opens for a tier: "openai", or "openai/flex" where rows are asked one by one and paid."""
+    return f"{provider}/{tier.value}" if tier in (Tier.FLEX, Tier.STANDARD) else provider
 
 
 def _openai(env: Mapping[str, str], spool: Path, settle_s: float | None) -> Provider:
@@ -63,4 +78,5 @@ def _local(env: Mapping[str, str], spool: Path, settle_s: float | None) -> Provi
     return local_from_env(env, spool)
 
 
+ROW_BY_ROW = {"openai": ("flex", "standard"), "anthropic": ("standard",)}
 PROVIDERS: dict[str, Factory] = {"openai": _openai, "anthropic": _anthropic, "own": _own, "local": _local}

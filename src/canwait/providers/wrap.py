@@ -27,6 +27,7 @@ class Retrying:
     ) -> None:
         self.name, self.account, self.mark = provider.name, provider.account, provider.mark
         self.limits, self.encode, self.decode = provider.limits, provider.encode, provider.decode
+        self.plain = provider.plain
         self.submit = provider.submit
         self._provider, self._sleep, self._random, self._attempts = provider, sleep, random, attempts
 
@@ -81,6 +82,7 @@ class Faulty:
     def __init__(self, provider: Provider, script: Mapping[str, Iterable[Fault | None]]) -> None:
         self.name, self.account, self.mark = provider.name, provider.account, provider.mark
         self.limits, self.encode, self.decode = provider.limits, provider.encode, provider.decode
+        self.plain = provider.plain
         self._provider = provider
         self._script = {verb: iter(faults) for verb, faults in script.items()}
         if unknown := set(self._script) - {"submit", "find", "poll", "results", "cancel"}:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import string
+import struct
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -78,24 +80,30 @@ def body_sha256(body: Body) -> str:
     return hashlib.sha256(compact(body)).hexdigest()
 
 
+def messages(body: Body) -> list[dict[str, Any]]:
+    """Of a chat or Messages request as they are; of what has an `input`, a text in it is a message of the user."""
+    said = body.get("messages") or body.get("input") or []
+    items = [said] if isinstance(said, str) else said
+    found = [{"role": "user", "content": item} if isinstance(item, str) else item for item in items]
+    return [message for message in found if isinstance(message, dict)]
+
+
 def texts(body: Body) -> list[str]:
-    """Every text of a chat or Messages request, one a message; Anthropic's `system` counts as one."""
-    messages = body.get("messages")
-    parts = [body["system"]] if body.get("system") else []
-    parts += [message.get("content") for message in messages if isinstance(message, dict)] if messages else []
-    return [_text(part) for part in parts]
+    """Every text of a request, one a message; `system` (Anthropic) and `instructions` (responses) count as one."""
+    above = body.get("system") or body.get("instructions")
+    return [_text(part) for part in ([above] if above else []) + [m.get("content") for m in messages(body)]]
 
 
 def last_user_text(body: Body) -> str:
-    for message in reversed(body.get("messages") or []):
-        if message.get("role") == "user":
-            return _text(message.get("content"))
-    return ""
+    spoken = (_text(message.get("content")) for message in reversed(messages(body)) if message.get("role") == "user")
+    return next(spoken, "")
 
 
 def output_schema(body: Body) -> Any:
-    """The JSON Schema asked for: `response_format` (OpenAI) or `output_config.format` (Anthropic)."""
+    """The JSON Schema asked for: `response_format` or `text.format` (OpenAI), `output_config.format` (Anthropic)."""
     match body:
+        case {"text": {"format": {"type": "json_schema", "schema": schema}}}:
+            return schema
         case {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}:
             return schema
         case {"output_config": {"format": {"type": "json_schema", "schema": schema}}}:
@@ -114,16 +122,39 @@ def _text(content: Any) -> str:
 
 
 def _as_chat(body: Body) -> dict[str, Any]:
-    """A Messages request as a chat request; a chat request as it is."""
-    if "system" not in body and "output_config" not in body:
+    """A Messages request or one for a response as a chat request; a chat request as it is."""
+    if not body.keys() & _NOT_CHAT:
         return dict(body)
-    system = [{"role": "system", "content": _text(body["system"])}] if body.get("system") else []
+    above = body.get("system") or body.get("instructions")
+    system = [{"role": "system", "content": _text(above)}] if above else []
     schema = output_schema(body)
-    chat = {k: v for k, v in body.items() if k not in ("system", "output_config")}
-    chat["messages"] = [*system, *body.get("messages", [])]
+    chat = {k: v for k, v in body.items() if k not in _NOT_CHAT}
+    chat["messages"] = [*system, *messages(body)]
+    if "max_output_tokens" in body:
+        chat["max_tokens"] = body["max_output_tokens"]
     if schema is not None:
         chat["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     return chat
+
+
+_NOT_CHAT = frozenset({"system", "output_config", "input", "instructions", "max_output_tokens", "text", "store"})
+
+
+# --------------------------------------------------------------------------------------------------------- embeddings
+
+
+def full_length(body: Body) -> int:
+    """How many numbers the model's vectors have when the request does not say."""
+    return 3072 if body.get("model") == "text-embedding-3-large" else 1536
+
+
+def embedding(text: str, dimensions: int) -> bytes:
+    """A vector of length 1 that depends on the text alone, as little-endian float32."""
+    numbers = struct.unpack(
+        f"<{dimensions}h", hashlib.shake_128(text.encode("utf-8", "replace")).digest(2 * dimensions)
+    )
+    length = math.hypot(*numbers) or 1.0
+    return struct.pack(f"<{dimensions}f", *(number / length for number in numbers))
 
 
 # ------------------------------------------------------------------------------------------- instances of a schema

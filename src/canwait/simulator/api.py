@@ -13,14 +13,13 @@ from .clock import ManualClock
 from .life import ENDED, SECOND, Batch
 from .rows import NotAnswered, input_tokens
 from .server import Dropped, Reply, Request, json_reply
-from .shapes import ANTHROPIC, OPENAI, Anthropic, OpenAI, Refusal
+from .shapes import ANTHROPIC, OPENAI, OPENAI_AT, Anthropic, OpenAI, Refusal
 from .state import OverQuota, State
 from .wire import BadRequest, array_items, parts
 
 MAX_UPLOAD_BYTES = 200_000_000  # OpenAI's batch file
 MAX_INLINE_BYTES = 256_000_000  # Anthropic's batch body
 MAX_CALL_BYTES = 32_000_000
-ENDPOINT = "/v1/chat/completions"
 PATIENCE_S = 5.0  # how long a poll waits for an ended batch's rows to be answered before it says "finalizing"
 
 _HTML = Reply(200, b"<!doctype html><title>Just a moment...</title>", content_type="text/html")
@@ -58,6 +57,8 @@ class Api:
                 ("GET", "/v1/batches/{id}", self._get_openai),
                 ("POST", "/v1/batches/{id}/cancel", self._cancel_openai),
                 ("POST", "/v1/chat/completions", self._call),
+                ("POST", "/v1/responses", self._call),
+                ("POST", "/v1/embeddings", self._call),
                 ("POST", "/v1/messages/batches", self._create_anthropic),
                 ("GET", "/v1/messages/batches", self._list_anthropic),
                 ("GET", "/v1/messages/batches/{id}", self._get_anthropic),
@@ -77,7 +78,7 @@ class Api:
 
     def __call__(self, request: Request) -> Reply:
         now_us = self._state.tick()
-        shape: Shape = OPENAI
+        shape: Shape = OPENAI_AT.get(request.path, OPENAI)
         if request.path.startswith("/v1/messages") or "anthropic-version" in request.headers:
             shape = ANTHROPIC
         try:
@@ -261,8 +262,9 @@ class Api:
             if doc is None or doc["purpose"] != "batch":
                 words = f"Cannot find file {asked.get('input_file_id')}, or organization does not have access to it."
                 OPENAI.refuse("invalid", words, param="file_id")
-            if asked.get("endpoint") != ENDPOINT:
-                words = f"Invalid value: '{asked.get('endpoint')}'. This simulator serves '{ENDPOINT}'."
+            served = OPENAI_AT.get(str(asked.get("endpoint")))
+            if served is None:
+                words = f"Invalid value: '{asked.get('endpoint')}'. This simulator serves {', '.join(OPENAI_AT)}."
                 OPENAI.refuse("invalid", words, param="endpoint")
             if asked.get("completion_window") != "24h":
                 words = f"Invalid value: '{asked.get('completion_window')}'. Value must be '24h'."
@@ -273,11 +275,10 @@ class Api:
                 OPENAI.refuse("invalid", words, param="metadata")
             with self._state.path(doc["content"]).open("rb") as lines:
                 return self._state.accept(
-                    OPENAI,
+                    served,
                     account,
                     doc["content"],
-                    OPENAI.rows(lines, ENDPOINT),
-                    endpoint=ENDPOINT,
+                    served.rows(lines),
                     input_file_id=asked["input_file_id"],
                     metadata=metadata,
                 )
@@ -324,7 +325,7 @@ class Api:
                     out.write(line + b"\n")
             with self._state.path(content).open("rb") as lines:
                 rows = (ANTHROPIC.unpack(orjson.loads(line)) for line in lines)
-                return self._state.accept(ANTHROPIC, account, content, rows, endpoint="/v1/messages")
+                return self._state.accept(ANTHROPIC, account, content, rows)
 
         return self._create(shape, effect, lambda batch: self._anthropic_batch(request, batch))
 
@@ -417,7 +418,7 @@ class Api:
 
     def _models(self, shape: Shape, request: Request, account: str) -> Reply:
         data = [shape.model(name) for name in shape.models]
-        if shape is OPENAI:
+        if shape is not ANTHROPIC:
             return json_reply({"object": "list", "data": data})
         return json_reply({"data": data, "has_more": False, **_ends(data)})
 

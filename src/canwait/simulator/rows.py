@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..tokens import counter
+from ..tokens import CHAT, EMBEDDING, Overhead, counter
 from ..types import Usage
-from .answers import AnswerFn, Body, compact, texts
+from .answers import AnswerFn, Body, compact, embedding, full_length, texts
 
 Kind = Literal["invalid", "rate_limit", "server_error", "timeout", "out_of_credit", "expired", "cancelled"]
 """Why a row has no answer."""
@@ -34,6 +34,7 @@ class Answered:
     text: str
     finish: Finish
     usage: Usage
+    vectors: tuple[bytes, ...] = ()  # embeddings, one for each text; then `text` is empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,29 @@ def run(
     return Answered(text, finish, usage)
 
 
+def embed(provider: str, body: Body, *, fault: str | None = None) -> Answered | NotAnswered:
+    """The vectors of one valid request. A fault of answers that are text is none here."""
+    if fault in _ERRORS:
+        return NotAnswered(_ERRORS[fault])
+    tokens = input_tokens(provider, body, EMBEDDING)
+    vectors = _vectors(texts(body), body)
+    if fault == "row_empty":
+        vectors = ()
+    elif fault == "row_invalid_json":
+        vectors = tuple(vector[:-2] for vector in vectors)
+    elif fault == "overbill":
+        tokens = 2 * input_bound(texts(body))
+    return Answered("", "stop", Usage(tokens, 0), vectors)
+
+
+def _vectors(spoken: Sequence[str], body: Body) -> tuple[bytes, ...]:
+    return tuple(embedding(text, body.get("dimensions") or full_length(body)) for text in spoken)
+
+
 def another(body: Body, answer: AnswerFn, first: Answered, *, seed: int, most: int | None) -> Answered:
     """A different answer to the same request."""
+    if first.vectors:
+        return replace(first, vectors=_vectors([f"{text} (once more)" for text in texts(body)], body))
     for other in range(1, 9):
         try:
             text = answer(body, random.Random(f"{seed}/{other}/{first.text}"))
@@ -105,16 +127,17 @@ def input_bound(spoken: Sequence[str]) -> int:
     return sum(map(_n_bytes, spoken)) + 8 * len(spoken) + 32
 
 
-def input_tokens(provider: str, body: Body) -> int:
+def input_tokens(provider: str, body: Body, overhead: Overhead = CHAT) -> int:
     """Counted where the model's tokenizer is known, else a quarter of the bytes; never above `input_bound`."""
     model, spoken = str(body.get("model")), texts(body)
-    beside = {name: body[name] for name in ("response_format", "output_config", "tools") if name in body}
+    beside = {name: body[name] for name in ("response_format", "text", "output_config", "tools") if name in body}
     fixed_bytes = len(compact(beside)) if beside else 0
     known = counter(provider, model)
     if known.kind == "counted":
-        tokens = known.measure([spoken], fixed_bytes)[0].expected
+        tokens = known.measure([spoken], fixed_bytes, overhead)[0].expected
     else:
-        tokens = -(-(sum(map(_n_bytes, spoken)) + fixed_bytes) // 4) + 4 * len(spoken) + 3
+        around = 4 * len(spoken) + 3 if overhead is CHAT else 0
+        tokens = -(-(sum(map(_n_bytes, spoken)) + fixed_bytes) // 4) + around
     return min(tokens, input_bound(spoken))
 
 

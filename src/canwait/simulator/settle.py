@@ -15,7 +15,7 @@ import orjson
 from ..types import Usage
 from .answers import AnswerFn, Body, body_sha256
 from .life import Batch
-from .rows import Answered, NotAnswered, another, run
+from .rows import Answered, NotAnswered, another, embed, run
 from .scenario import Scenario, active_row_faults, draw, row_fault, strikes
 from .shapes import Anthropic, OpenAI
 
@@ -68,6 +68,8 @@ class Model:
         """`place`: the row's place among all rows ever accepted."""
         if problem := shape.invalid(body):
             return NotAnswered("invalid", problem)
+        if shape.embeds:
+            return embed(shape.name, body, fault=fault)
         is_cached = strikes(self.scenario.cached_tokens, "cached_tokens", place, self.seed)
         return run(
             shape.name,

@@ -1,10 +1,14 @@
 """The two wire formats: what a batch, a row, a reply and an error look like at OpenAI and at Anthropic.
 
+At OpenAI a request and its reply look different at each endpoint; chat is OpenAI's own shape, the others stand below it.
+
 Facts: OpenAI's and Anthropic's SDKs and specifications, and recorded exchanges; docs/simulator.md names the sources.
 """
 
 from __future__ import annotations
 
+import struct
+from base64 import b64encode
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC
 from typing import Any, NoReturn
@@ -13,7 +17,7 @@ import orjson
 
 from ..clock import from_us
 from ..types import Usage
-from .answers import Body
+from .answers import Body, full_length
 from .life import ENDED, SECOND, Batch, Phase
 from .rows import Answered, NotAnswered
 from .scenario import ENDINGS
@@ -33,9 +37,13 @@ class Refusal(Exception):
 
 
 class OpenAI:
+    """With chat completions."""
+
     name = "openai"
+    endpoint = "/v1/chat/completions"
+    embeds = False  # whether it answers with vectors
     endings = ENDINGS
-    models = ("gpt-6-luna", "gpt-6.1-terra", "gpt-4o-mini")  # shown; any name is served
+    models = ("gpt-6-luna", "gpt-6.1-terra", "gpt-4o-mini", "text-embedding-3-small")  # shown; any name is served
     window_us = DAY_US
     retention_us = 30 * DAY_US
     max_rows = 50_000
@@ -226,37 +234,43 @@ class OpenAI:
             "output_tokens_details": {"reasoning_tokens": 0},
         }
 
-    def rows(self, lines: Iterable[bytes], endpoint: str) -> Iterator[tuple[str, Body] | dict[str, Any]]:
+    def rows(self, lines: Iterable[bytes]) -> Iterator[tuple[str, Body] | dict[str, Any]]:
         """(custom id, body) of every line; a first bad line ends it with {code, line, message, param}."""
         seen: set[str] = set()
         model: str | None = None
 
-        def bad(code: str, message: str, param: str | None) -> dict[str, Any]:
+        def bad(number: int, code: str, message: str, param: str | None) -> dict[str, Any]:
             return {"code": code, "line": number, "message": message, "param": param}
 
-        number = 0
+        n_inputs = 0
         for number, raw in enumerate(lines, 1):
             try:
                 line = orjson.loads(raw)
             except orjson.JSONDecodeError:
                 line = None
             if not isinstance(line, dict):
-                yield bad("invalid_json_line", "This line is not parseable as valid JSON.", None)
+                yield bad(number, "invalid_json_line", "This line is not parseable as valid JSON.", None)
                 return
-            problem = self._problem(line, endpoint, model, seen)
-            if problem is None and number > self.max_rows:
-                problem = "invalid_request", f"A batch holds at most {self.max_rows} requests.", None
+            problem = self._problem(line, model, seen)
+            n_inputs += 1 if problem else self._n_inputs(line["body"])
+            if problem is None and n_inputs > self.max_rows:
+                what = "embedding inputs" if self.embeds else "requests"
+                problem = "invalid_request", f"A batch holds at most {self.max_rows} {what}.", None
             if problem:
-                yield bad(*problem)
+                yield bad(number, *problem)
                 return
             seen.add(line["custom_id"])
             model = line["body"]["model"]
             yield line["custom_id"], line["body"]
-        if not number:
+        if not seen:
             yield {"code": "invalid_request", "line": None, "message": "The input file is empty.", "param": None}
 
+    def _n_inputs(self, body: Body) -> int:
+        """What a request counts for in its batch."""
+        return 1
+
     def _problem(
-        self, line: Mapping[str, Any], endpoint: str, model: str | None, seen: Collection[str]
+        self, line: Mapping[str, Any], model: str | None, seen: Collection[str]
     ) -> tuple[str, str, str | None] | None:
         """(code, message, param) of the first thing wrong with a line."""
         custom_id, body = line.get("custom_id"), line.get("body")
@@ -266,8 +280,8 @@ class OpenAI:
             return "duplicate_custom_id", f"The custom_id '{custom_id}' is used twice.", "custom_id"
         if line.get("method") != "POST":
             return self._missing("method")
-        if line.get("url") != endpoint:
-            return "invalid_url", f"The URL provided for this request does not match '{endpoint}'.", "url"
+        if line.get("url") != self.endpoint:
+            return "invalid_url", f"The URL provided for this request does not match '{self.endpoint}'.", "url"
         if not isinstance(body, dict):
             return self._missing("body")
         if not isinstance(body.get("model"), str):
@@ -282,11 +296,117 @@ class OpenAI:
         return "missing_required_parameter", f"Missing required parameter: '{param}'.", param
 
 
+class Responses(OpenAI):
+    endpoint = "/v1/responses"
+
+    _MOVED: Mapping[str, str] = {  # chat's words
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "max_completion_tokens": "max_output_tokens",
+        "response_format": "text.format",
+    }
+
+    def most(self, body: Body) -> int | None:
+        most = body.get("max_output_tokens")
+        return most if isinstance(most, int) else None
+
+    def invalid(self, body: Body) -> str | None:
+        said, most = body.get("input"), body.get("max_output_tokens")
+        if not isinstance(body.get("model"), str):
+            return "you must provide a model parameter"
+        for name, moved in self._MOVED.items():
+            if name in body:
+                return f"Unsupported parameter: '{name}'. In the Responses API, this parameter has moved to '{moved}'."
+        if not said or not isinstance(said, str | list):
+            return "Missing required parameter: 'input'."
+        for number, item in enumerate(said if isinstance(said, list) else ()):
+            if not isinstance(item, dict) or item.get("role") not in ("system", "developer", "user", "assistant"):
+                return f"Invalid value: 'input[{number}].role'."
+        if most is not None and (not isinstance(most, int) or most < 16):
+            return f"Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16, but got {most}."
+        return None
+
+    def reply(self, ident: str, body: Body, answered: Answered, now_us: int, tier: str, *, old_style: bool) -> bytes:
+        cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(answered.finish)
+        status = "incomplete" if cut else "completed"
+        said: dict[str, Any] = {"type": "output_text", "annotations": [], "logprobs": [], "text": answered.text}
+        if answered.finish == "refusal":
+            said = {"type": "refusal", "refusal": answered.text}
+        message = {"id": f"msg_{ident}", "type": "message", "status": status, "role": "assistant", "content": [said]}
+        usage = self._usage(answered.usage)
+        stated = {"temperature": 1.0, "top_p": 1.0, "tools": [], "tool_choice": "auto", "metadata": {}, "store": True}
+        return orjson.dumps(
+            {
+                "id": f"resp_{ident}",
+                "object": "response",
+                "created_at": now_us // SECOND,
+                "status": status,
+                "background": False,
+                "error": None,
+                "incomplete_details": {"reason": cut} if cut else None,
+                "instructions": body.get("instructions"),
+                "max_output_tokens": self.most(body),
+                "model": body["model"],
+                "output": [{"id": f"rs_{ident}", "type": "reasoning", "content": [], "summary": []}, message],
+                "parallel_tool_calls": True,
+                "previous_response_id": None,
+                "text": {"format": {"type": "text"}, **body.get("text", {})},
+                "truncation": "disabled",
+                **{name: body.get(name, usual) for name, usual in stated.items()},
+                "usage": usage | {"input_tokens_details": {**usage["input_tokens_details"], "cache_write_tokens": 0}},
+                "service_tier": "default",
+            }
+        )
+
+
+class Embeddings(OpenAI):
+    endpoint = "/v1/embeddings"
+    embeds = True
+
+    _PARAMS = frozenset({"model", "input", "dimensions", "encoding_format", "user"})
+
+    def most(self, body: Body) -> int | None:
+        return None
+
+    def invalid(self, body: Body) -> str | None:
+        dimensions, spoken = body.get("dimensions", 1), body.get("input")
+        if unknown := sorted(body.keys() - self._PARAMS):
+            return f"Unrecognized request argument supplied: {unknown[0]}"
+        if not isinstance(body.get("model"), str):
+            return "you must provide a model parameter"
+        listed = spoken if isinstance(spoken, list) else [spoken]
+        if not listed or not all(isinstance(text, str) and text for text in listed):
+            return "'$.input' is invalid. Please check the API reference."
+        if type(dimensions) is not int or not 0 < dimensions <= full_length(body):
+            return f"Invalid value for 'dimensions' = {dimensions}."
+        if body.get("encoding_format", "float") not in ("float", "base64"):
+            return f"Invalid value: '{body['encoding_format']}'. Supported values are: 'float' and 'base64'."
+        return None
+
+    def reply(self, ident: str, body: Body, answered: Answered, now_us: int, tier: str, *, old_style: bool) -> bytes:
+        usage = {"prompt_tokens": answered.usage.input_tokens, "total_tokens": answered.usage.input_tokens}
+        data = [
+            {"object": "embedding", "index": i, "embedding": self._written(vector, body)}
+            for i, vector in enumerate(answered.vectors)
+        ]
+        return orjson.dumps({"object": "list", "data": data, "model": body["model"], "usage": usage})
+
+    def _written(self, vector: bytes, body: Body) -> str | list[float]:
+        if body.get("encoding_format") == "base64":
+            return b64encode(vector).decode()
+        return [number for (number,) in struct.iter_unpack("<f", vector[: len(vector) // 4 * 4])]
+
+    def _n_inputs(self, body: Body) -> int:
+        return len(body["input"]) if isinstance(body.get("input"), list) else 1
+
+
 # -------------------------------------------------------------------------------------------------------- Anthropic
 
 
 class Anthropic:
     name = "anthropic"
+    endpoint = "/v1/messages"
+    embeds = False
     models = ("claude-haiku-5-5", "claude-sonnet-5-5")  # shown; any name is served
     endings = tuple(name for name in ENDINGS if name not in ("bad_line", "token_limit_late"))  # a batch cannot fail
     window_us = DAY_US
@@ -412,3 +532,4 @@ class Anthropic:
 
 
 OPENAI, ANTHROPIC = OpenAI(), Anthropic()
+OPENAI_AT: Mapping[str, OpenAI] = {shape.endpoint: shape for shape in (OPENAI, Responses(), Embeddings())}

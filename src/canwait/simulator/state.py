@@ -29,7 +29,7 @@ from .life import ENDED, Batch, Phase, draw_course
 from .rows import Answered, NotAnswered, input_tokens
 from .scenario import TRAITS, Scenario, draw, strikes
 from .settle import Harvest, Model, Output, Stopped
-from .shapes import ANTHROPIC, OPENAI, Anthropic, OpenAI
+from .shapes import ANTHROPIC, OPENAI, OPENAI_AT, Anthropic, OpenAI
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS number (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS bill (seq INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NUL
 CREATE TABLE IF NOT EXISTS executed (id TEXT NOT NULL, body_sha256 TEXT NOT NULL, n INTEGER NOT NULL);
 """
 
-SHAPES: Mapping[str, OpenAI | Anthropic] = {"openai": OPENAI, "anthropic": ANTHROPIC}
+SHAPES: Mapping[str, OpenAI | Anthropic] = {**OPENAI_AT, ANTHROPIC.endpoint: ANTHROPIC}  # by endpoint
 
 
 class State:
@@ -166,7 +166,6 @@ class State:
         content: str,
         rows: Iterable[tuple[str, Body] | dict[str, Any]],
         *,
-        endpoint: str,
         input_file_id: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Batch:
@@ -189,7 +188,8 @@ class State:
         with self._transaction():
             seq = self._next("batches")
             limit = self.scenario.enqueued_limit
-            if limit and shape is OPENAI and not problem and self._enqueued(account, model, now_us) + tokens > limit:
+            limited = limit and shape is not ANTHROPIC and not problem
+            if limited and self._enqueued(account, model, now_us) + tokens > limit:
                 if self.scenario.fail_fast:
                     raise OverQuota(_quota_problem(model, limit)["message"])
                 problem = _quota_problem(model, limit)
@@ -214,10 +214,10 @@ class State:
                 self._set("rows", first_row + n_rows)
             batch = Batch(
                 seq=seq,
-                id=f"batch_{self.ident('batch', seq)}" if shape is OPENAI else f"msgbatch_{self.ident('batch', seq)}",
+                id=f"{'msgbatch' if shape is ANTHROPIC else 'batch'}_{self.ident('batch', seq)}",
                 shape=shape.name,
                 account=account,
-                endpoint=endpoint,
+                endpoint=shape.endpoint,
                 input_file=content,
                 input_file_id=input_file_id,
                 metadata=metadata,
@@ -322,9 +322,9 @@ class State:
         batch = _batch(self._one("SELECT doc FROM batch WHERE id = ?", batch_id))
         if batch.outcome is not None:
             return
-        shape = SHAPES[batch.shape]
+        shape = SHAPES[batch.endpoint]
         harvest, output_file, error_file = Harvest(), None, None
-        if not batch.problem and not (batch.ending == "expiry_empty" and shape is OPENAI):
+        if not batch.problem and not (batch.ending == "expiry_empty" and shape is not ANTHROPIC):
             with self.writing() as (output_file, out), self.writing() as (error_file, err):
                 output, errors = Output(out), Output(err)
                 if shape is ANTHROPIC:
@@ -339,8 +339,8 @@ class State:
                 **{f"n_{kind}": harvest.tally[kind] for kind in ("ok", "failed", "expired", "cancelled")},
                 "usage": asdict(harvest.usage()),
                 "results": output_file,
-                "output_file_id": self._insert_output(batch, output_file, "output") if shape is OPENAI else None,
-                "error_file_id": self._insert_output(batch, error_file, "error") if shape is OPENAI else None,
+                "output_file_id": self._insert_output(batch, output_file, "output") if shape is not ANTHROPIC else None,
+                "error_file_id": self._insert_output(batch, error_file, "error") if shape is not ANTHROPIC else None,
             }
             self._update(replace(self._reload(batch), outcome=outcome))
             self._insert_bill(batch.id, billed, harvest)
@@ -354,7 +354,8 @@ class State:
             return result, b""
         model, ident = str(body["model"]), self.ident("call", place)
         harvest = Harvest(usages={model: [result.usage]}, executed=Counter([body_sha256(body)]))
-        billed = self._billed(shape, model, Tier.STANDARD, "", self.now_us(), harvest)
+        tier = Tier.FLEX if shape is OPENAI and body.get("service_tier") == "flex" else Tier.STANDARD
+        billed = self._billed(shape, model, tier, "", self.now_us(), harvest)
         with self._transaction():
             self._insert_bill(ident, billed, harvest)
         old_style = self.scenario.old_style

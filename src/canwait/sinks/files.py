@@ -10,6 +10,7 @@ from typing import BinaryIO, Literal
 
 import pyarrow as pa
 
+from ..compression import Codec, compressing
 from ..errors import SinkError
 from . import PROVENANCE
 from .atomic import replacing
@@ -28,11 +29,18 @@ class FileSink:
     """
 
     def __init__(
-        self, name: str, path: Path, format: Format, mode: Literal["merge", "append", "replace"], key: str
+        self,
+        name: str,
+        path: Path,
+        format: Format,
+        mode: Literal["merge", "append", "replace"],
+        key: str,
+        codec: Codec | None = None,
     ) -> None:
         self.name = name
         self._path = path
         self._format = format
+        self._codec = codec
         self._mode = mode
         self._key = key
 
@@ -43,8 +51,8 @@ class FileSink:
             )
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self._path) as file:
-                return self._write(file, batches, schema)
+            with replacing(self._path) as file, compressing(file, self._codec) as text:
+                return self._write(text, batches, schema)
         except SinkError as error:
             raise type(error)(f"{self.name}: {error}", hint=error.own_hint) from error
         except OSError as error:

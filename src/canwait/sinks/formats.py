@@ -8,9 +8,8 @@ does not concern keep their bytes; Parquet stores what it gets.
 from __future__ import annotations
 
 import csv
-import re
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import islice
@@ -19,13 +18,17 @@ from typing import Any, BinaryIO, Protocol
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
+from ..compression import reading
 from ..errors import SinkError
+
+pc: Any = pyarrow.compute  # its stubs want scalars where it takes plain values
 
 READ_ROWS = 8192
 ROW_GROUP_ROWS = 65_536  # `take` out of smaller batches costs several times as much (performance.md 1)
-ROW_GROUP_BYTES = 64 << 20
+ROW_GROUP_BYTES = 32 << 20
 MAX_FIELD_CHARS = 128 << 20
 
 
@@ -56,15 +59,14 @@ class Csv:
     def __init__(self, delimiter: str) -> None:
         self._delimiter = delimiter
         # \ufeff: a byte order mark at the very start would be taken for the file's own.
-        self._needs_quotes = re.compile(f'["\r\n\ufeff{delimiter}]').search
+        self._needs_quotes = f'["\r\n\ufeff{delimiter}]'
 
     def stored_schema(self, schema: pa.Schema, key: str) -> pa.Schema:
         return pa.schema([(name, pa.string()) for name in schema.names])
 
     def stored(self, batch: pa.RecordBatch, key: str) -> pa.RecordBatch:
-        columns = [
-            pa.array([as_text(value) or None for value in column.to_pylist()], pa.string()) for column in batch.columns
-        ]
+        columns = [_texts(column) for column in batch.columns]
+        columns = [pc.if_else(pc.equal(column, ""), None, column) for column in columns]
         return pa.RecordBatch.from_arrays(columns, schema=self.stored_schema(batch.schema, key))
 
     def read(self, path: Path, key: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -73,11 +75,10 @@ class Csv:
         return schema, self._batches(rows, schema)
 
     def write(self, file: BinaryIO, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
-        file.write(self._line(schema.names))
+        file.write(self._lines([pa.array([name], pa.string()) for name in schema.names]))
         n_rows = 0
         for batch in batches:
-            rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-            file.writelines(map(self._line, rows))
+            file.write(self._lines(batch.columns))
             n_rows += batch.num_rows
         return n_rows
 
@@ -86,9 +87,19 @@ class Csv:
         table = pa.Table.from_batches(batches, schema)
         return pa.table([column.fill_null(pa.scalar("", pa.string())) for column in table.columns], schema=schema)
 
-    def _line(self, values: Any) -> bytes:
-        cells = [f'"{v.replace(chr(34), chr(34) * 2)}"' if v and self._needs_quotes(v) else v or "" for v in values]
-        return f"{self._delimiter.join(cells) or chr(34) * 2}\n".encode()  # an empty line would be no row
+    def _lines(self, columns: Sequence[Any]) -> memoryview:
+        """The rows of some text columns, each with its line end."""
+        lines = pc.binary_join_element_wise(*map(self._cells, columns), self._delimiter)
+        lines = pc.if_else(pc.equal(lines, ""), '""', lines)  # an empty line would be no row
+        return _bytes(pc.binary_join_element_wise(lines, "", "\n"))
+
+    def _cells(self, column: Any) -> Any:
+        column = column.fill_null("")
+        quoting = pc.match_substring_regex(column, self._needs_quotes)
+        if not pc.any(quoting).as_py():
+            return column
+        doubled = pc.replace_substring(column, '"', '""')
+        return pc.if_else(quoting, pc.binary_join_element_wise('"', doubled, '"', ""), column)
 
     def _batches(self, rows: Iterator[list[str]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         while chunk := list(islice(rows, READ_ROWS)):
@@ -100,9 +111,9 @@ class Csv:
     def _rows(self, path: Path) -> Iterator[list[str]]:
         """The header and every row. Unlike a source this reads NUL: an answer may hold one and was written as it is."""
         csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_CHARS))  # one limit per process; only ever raised
-        with path.open("rb") as file:
-            if file.read(len(BOM_UTF8)) != BOM_UTF8:
-                file.seek(0)
+        with reading(path) as file:
+            if file.peek(len(BOM_UTF8)).startswith(BOM_UTF8):
+                file.read(len(BOM_UTF8))
             reader = csv.reader((line.decode() for line in file), delimiter=self._delimiter, strict=True)
             n_fields = None
             try:
@@ -125,7 +136,9 @@ class Jsonl:
         return _jsonl_schema(key)
 
     def stored(self, batch: pa.RecordBatch, key: str) -> pa.RecordBatch:
-        lines = [_json(row) for row in batch.to_pylist()]
+        columns = [_texts(c) if _is_worded(c.type) else c for c in batch.columns]
+        names, rows = batch.schema.names, zip(*(column.to_pylist() for column in columns), strict=True)
+        lines = [_json(dict(zip(names, row, strict=True))) for row in rows]
         columns = [batch.column(batch.schema.get_field_index(key)), pa.array(lines, pa.binary())]
         return pa.RecordBatch.from_arrays(columns, schema=self.stored_schema(batch.schema, key))
 
@@ -136,7 +149,7 @@ class Jsonl:
     def write(self, file: BinaryIO, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
         n_rows = 0
         for batch in batches:
-            file.writelines(b"%s\n" % line for line in batch.column(1).to_pylist())
+            file.write(_bytes(pc.binary_join_element_wise(batch.column(1), b"", b"\n")))
             n_rows += batch.num_rows
         return n_rows
 
@@ -167,7 +180,7 @@ class Jsonl:
             yield pa.RecordBatch.from_arrays([pa.array(keys, pa.string()), lines], schema=schema)
 
     def _objects(self, path: Path) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
-        with path.open("rb") as file:
+        with reading(path) as file:
             for number, line in enumerate(file, 1):
                 line = line.removeprefix(BOM_UTF8).strip()
                 if not line:
@@ -201,9 +214,10 @@ class Parquet:
         n_rows = 0
         writer = pq.ParquetWriter(file, schema, compression="zstd")
         try:
-            for batch in grouped(batches, schema):
-                writer.write_batch(batch)
-                n_rows += batch.num_rows
+            for held in _held(batches):
+                group = pa.Table.from_batches(held, schema)
+                writer.write_table(group, row_group_size=max(1, group.num_rows))
+                n_rows += group.num_rows
             writer.close()
         except BaseException:
             writer.is_open = False  # or it would go on writing when it is collected
@@ -227,6 +241,29 @@ def as_text(value: Any) -> str | None:
             return _jsonable(value)
         case _:
             return _json(value).decode()
+
+
+def _texts(column: Any) -> Any:
+    """A column as `as_text` has each of its values. Words are made once for values that repeat themselves."""
+    if column.type == pa.string():
+        return column
+    if not _is_worded(column.type):
+        return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
+    different = column.dictionary_encode()
+    words = pa.array([as_text(value) for value in different.dictionary.to_pylist()], pa.string())
+    return words.take(different.indices)
+
+
+def _is_worded(kind: pa.DataType) -> bool:
+    """Whether JSON has no value of this type, so that a text stands for it."""
+    return pa.types.is_decimal(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+
+
+def _bytes(texts: Any) -> memoryview:
+    """The bytes of all texts, one after the other, not copied."""
+    _, offsets, data = texts.buffers()
+    ends = memoryview(offsets).cast("i")[texts.offset : texts.offset + len(texts) + 1]
+    return memoryview(data or b"")[ends[0] : ends[-1]] if len(texts) else memoryview(b"")
 
 
 def _json(value: Any) -> bytes:
@@ -262,14 +299,23 @@ def aligned(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def grouped(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The same rows in batches of ROW_GROUP_ROWS rows, or fewer where they are big."""
+    for held in _held(batches):
+        yield from pa.Table.from_batches(held, schema).combine_chunks().to_batches()
+
+
+def _held(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """The same rows in lists of batches that together make a row group; at least one list."""
     held: list[pa.RecordBatch] = []
+    n_rows = n_bytes = 0
     for batch in batches:
         for start in range(0, batch.num_rows, ROW_GROUP_ROWS):
-            held.append(batch.slice(start, ROW_GROUP_ROWS))
-            if sum(b.num_rows for b in held) >= ROW_GROUP_ROWS or sum(b.nbytes for b in held) >= ROW_GROUP_BYTES:
-                yield from pa.Table.from_batches(held, schema).combine_chunks().to_batches()
-                held = []
-    yield from pa.Table.from_batches(held, schema).combine_chunks().to_batches()
+            held.append(part := batch.slice(start, ROW_GROUP_ROWS))
+            n_rows += part.num_rows
+            n_bytes += part.nbytes
+            if n_rows >= ROW_GROUP_ROWS or n_bytes >= ROW_GROUP_BYTES:
+                yield held
+                held, n_rows, n_bytes = [], 0, 0
+    yield held
 
 
 def missing_key(key: str, names: list[str], where: str = "") -> SinkError:

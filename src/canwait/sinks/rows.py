@@ -42,6 +42,8 @@ def fitted(value: Any, kind: pa.DataType) -> Any:
         if not value.is_integer():
             raise pa.ArrowInvalid(f"{value} is no integer")
         return int(value)
+    if kind == pa.float64() and type(value) is int:  # Arrow refuses 2**60, which JSON's readers take for a number
+        return float(value)
     if isinstance(kind, pa.ListType):
         return [fitted(item, kind.value_type) for item in value]
     if isinstance(kind, pa.StructType):

@@ -24,8 +24,11 @@ class RowSource(Protocol):
     name: str  # as printed in errors: the path as the user wrote it, or "frame"
     columns: tuple[str, ...]
 
-    def batches(self) -> Iterator[RowBatch]:
-        """All rows once, in order. Raises SourceError with file:line for what cannot be read (all problems at once)."""
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[RowBatch]:
+        """All rows once, in order, with these columns of the source, or all of them.
+
+        Raises SourceError with file:line for what cannot be read (all problems at once).
+        """
         ...
 
     def fingerprint(self) -> str:

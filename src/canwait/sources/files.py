@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ..compression import Codec, Damaged, decompressed
 from ..errors import Problem, SourceError
 
 CHUNK_BYTES = 1 << 20
@@ -23,27 +24,40 @@ class SourceFile:
     A change is seen by inode, size or modification time, before and after every reading.
     """
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, codec: Codec | None = None) -> None:
         self.name = name  # as the user wrote it
         self._path = path
+        self._codec = codec
         with self._reading() as file:
             self._identity = _identity(os.fstat(file.fileno()))
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The file from its beginning. Raises SourceError when it is not what it was, also at the end of the block."""
+        """The file's text from its beginning, decompressed.
+
+        Raises SourceError when the file is not what it was, also at the end of the block, and where it is damaged.
+        """
+        with self._stored() as file:
+            try:
+                yield decompressed(file, self._codec) if self._codec else file
+            except Damaged as error:
+                self._must_be_unchanged(file)
+                raise SourceError([Problem(self.name, error.line, None, None, error.what)]) from error
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of its bytes as they are stored."""
+        digest = hashlib.sha256()
+        with self._stored() as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    @contextmanager
+    def _stored(self) -> Iterator[BinaryIO]:
         with self._reading() as file:
             self._must_be_unchanged(file)
             yield file
             self._must_be_unchanged(file)
-
-    def fingerprint(self) -> str:
-        """sha256 (hex) of its bytes."""
-        digest = hashlib.sha256()
-        with self.open() as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
-        return digest.hexdigest()
 
     def _must_be_unchanged(self, file: BinaryIO) -> None:
         try:
@@ -88,13 +102,13 @@ class Problems:
             raise SourceError(self._kept)
 
 
-def text_lines(file: BinaryIO, problems: Problems) -> Iterator[str]:
-    r"""The physical lines of a UTF-8 file, each with its end; a line ends at \n, as editors and `sed` count it.
+def text_lines(file: BinaryIO, problems: Problems, first: int = 1) -> Iterator[str]:
+    r"""The physical lines of a UTF-8 file from line `first`, each with its end; a line ends at \n, as `sed` counts it.
 
     A byte order mark is dropped. A line with invalid bytes or NUL is a problem and is yielded all the same, mended, so
     that the lines after it are read as what they are. Raises SourceError where going on would make no sense.
     """
-    number = 0
+    number = first - 1
     while raw := file.readline(MAX_LINE_BYTES):
         number += 1
         if number == 1:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from ..errors import Problem, SourceError
 from . import BATCH_ROWS, RowBatch, RowSource
+from .digest import RowDigest
 from .parquet import row_batch
 
 
@@ -66,17 +66,17 @@ class _FrameSource:
         self.columns = tuple(table.column_names)
         self._table = table
 
-    def batches(self) -> Iterator[RowBatch]:
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[RowBatch]:
+        names = list(self.columns if columns is None else columns)
         # Not to_batches: its pieces follow the table's chunks, and equal rows would have different fingerprints.
         for start in range(0, self._table.num_rows, BATCH_ROWS):
-            yield row_batch(self._table.slice(start, BATCH_ROWS), start + 1)
+            yield row_batch(self._table.slice(start, BATCH_ROWS).select(names), start + 1)
 
     def fingerprint(self) -> str:
-        """sha256 over names and values as Python writes them, so it does not depend on the kind of frame."""
-        digest = hashlib.sha256(repr(self.columns).encode())
+        """sha256 over names and values, so it does not depend on the kind of frame."""
+        digest = RowDigest(self.columns)
         for batch in self.batches():
-            for values in batch.columns.values():
-                digest.update(repr(values).encode())
+            digest.add(map(list, batch.columns.values()))
         return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -31,14 +31,14 @@ class JsonlSource:
         self._file = file
         self.columns = self._names()
 
-    def batches(self) -> Iterator[RowBatch]:
-        columns = self.columns
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[RowBatch]:
+        names = self.columns if columns is None else tuple(columns)
         problems = Problems(self.name)
         with self._file.open() as stream:
             objects = _objects(stream, problems)
             while chunk := list(islice(objects, BATCH_ROWS)):
                 lines, rows = zip(*chunk, strict=True)
-                yield RowBatch({name: [row.get(name) for row in rows] for name in columns}, lines)
+                yield RowBatch({name: [row.get(name) for row in rows] for name in names}, lines)
         problems.check()
 
     def fingerprint(self) -> str:

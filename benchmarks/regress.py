@@ -1,0 +1,62 @@
+"""Runs the benchmarks small and compares their ratios with those kept in ratios.json: seconds differ between machines.
+
+    python benchmarks/regress.py [--keep] [NAME ...]
+
+A ratio is of two things measured in the same run, higher being better. One that fell below 0.7 of what is kept is an
+error: this much does not come from noise. `--keep` writes what was found instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+KEPT = HERE / "ratios.json"
+SMALL = {
+    "plan_short_rows": ["--rows", "100000", "--runs", "3"],
+    "plan_rows": ["--rows", "100000", "--runs", "3"],
+    "land_results": ["--rows", "100000", "--shards", "4", "--runs", "3"],
+    "reuse_lookup": ["--rows", "1000000", "--keys", "200000", "--shards", "20", "--runs", "3"],
+    "resume": ["--rows", "200000", "--shards", "4", "--runs", "3"],
+    "row_by_row": ["--rows", "10000", "--runs", "3"],
+    "token_counting": ["--documents", "3000", "--joins", "3000", "--mb", "10", "--runs", "3"],
+}
+LOWEST = 0.7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SMALL))
+    parser.add_argument("--keep", action="store_true", help="write what was found")
+    args = parser.parse_args()
+    kept: dict[str, float] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    found: dict[str, float] = {}
+    for name in args.names or SMALL:
+        found |= ratios(name)
+    fallen = [what for what, value in found.items() if value < LOWEST * kept.get(what, 0)]
+    for what, value in found.items():
+        before = f", kept {kept[what]:.2f}" if what in kept else ""
+        print(f"{what} = {value:.2f}{before}{'  FELL' if what in fallen else ''}")
+    if args.keep:
+        KEPT.write_text(json.dumps(kept | found, indent=2) + "\n")
+    elif fallen:
+        raise SystemExit(f"{len(fallen)} of {len(found)} ratios fell below {LOWEST} of what is kept")
+
+
+def ratios(name: str) -> dict[str, float]:
+    """What a benchmark prints as its ratios."""
+    print(f"... {name}", file=sys.stderr)
+    command = [sys.executable, str(HERE / f"{name}.py"), *SMALL[name]]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stdout}")
+    return {what: float(value) for what, value in re.findall(r"^ratio (.*) = ([0-9.]+)$", done.stdout, re.MULTILINE)}
+
+
+if __name__ == "__main__":
+    main()
