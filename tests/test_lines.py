@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,29 +17,28 @@ from canwait.lines import LinesFile, read_lines
 LINE = st.binary(max_size=40).map(lambda b: b.replace(b"\n", b" "))
 
 
-def joined(lines: list[bytes]) -> bytes:
-    return b"".join(line + b"\n" for line in lines)
-
-
-@given(st.lists(st.lists(LINE, min_size=1, max_size=6), min_size=1, max_size=6), st.data())
-def test_lines_come_back_and_can_be_taken_out(frames: list[list[bytes]], data: st.DataObject) -> None:
-    """Whatever was appended is read back; what is cut off is returned, and the file goes on from there."""
-    lines = [line for frame in frames for line in frame]
+@given(st.lists(st.lists(LINE, min_size=1, max_size=6), min_size=1, max_size=6), LINE, LINE, st.data())
+def test_lines_come_back_and_can_be_taken_out(
+    frames: list[list[bytes]], before: bytes, after: bytes, data: st.DataObject
+) -> None:
+    """Whatever was appended is read back, between its ends; what is cut off is returned, and the file goes on from there."""
+    middles = [middle for frame in frames for middle in frame]
+    lines = [before + middle + after for middle in middles]
     keep = data.draw(st.integers(1, len(lines)))
     with TemporaryDirectory() as folder:
-        file = LinesFile(Path(folder) / "lines")
+        file = LinesFile(Path(folder) / "lines", before, after)
         for frame in frames:
-            file.append(joined(frame), len(frame))
+            file.append(frame)
         assert (list(read_lines(file.path)), file.n_lines) == (lines, len(lines))
-        assert file.cut(keep) == lines[keep:]
+        assert file.cut(keep) == middles[keep:]
         assert (list(read_lines(file.path)), file.n_lines) == (lines[:keep], keep)
-        file.append(b"more\n", 1)
-        assert list(read_lines(file.path)) == [*lines[:keep], b"more"]
+        file.append([b"more"])
+        assert list(read_lines(file.path)) == [*lines[:keep], before + b"more" + after]
 
 
-@given(st.lists(st.binary(min_size=1, max_size=20).filter(lambda b: not b.startswith(b"\x28\xb5\x2f\xfd")), max_size=5))
+@given(st.lists(st.binary(min_size=1, max_size=20).filter(lambda b: not b.startswith(b"\x5c\x2a\x4d\x18")), max_size=5))
 def test_plain_files_are_read_as_they_are(pieces: list[bytes]) -> None:
-    """A file that is no zstd is split at newlines, its last line also when it has none."""
+    """A file that is not packed is split at newlines, its last line also when it has none."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "plain"
         path.write_bytes(b"".join(pieces))
@@ -46,12 +46,21 @@ def test_plain_files_are_read_as_they_are(pieces: list[bytes]) -> None:
         assert list(read_lines(path)) == (whole.removesuffix(b"\n").split(b"\n") if whole else [])
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:-3], lambda d: d[:20] + bytes([d[20] ^ 255]) + d[21:]])
-def test_damage_is_told(tmp_path: Path, damage: object) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d[:-3],
+        lambda d: d.replace(b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfc"),  # how a frame begins
+        lambda d: d[:10],
+        lambda d: d[:20],
+        lambda d: d[:8] + b"\xff" + d[9:],
+    ],
+)
+def test_damage_is_told(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     """A packed file that was cut short or changed is an error, never fewer or other lines."""
-    file = LinesFile(tmp_path / "lines")
-    file.append(joined([b"%d" % n**5 for n in range(2_000)]), 2_000)
-    file.path.write_bytes(damage(file.path.read_bytes()))  # type: ignore[operator]
+    file = LinesFile(tmp_path / "lines", b"before", b"after")
+    file.append([b"%d" % n**5 for n in range(2_000)])
+    file.path.write_bytes(damage(file.path.read_bytes()))
     with pytest.raises(BlobError, match="damaged"):
         list(read_lines(file.path))
 
@@ -60,5 +69,5 @@ def test_lines_longer_than_a_chunk_are_whole(tmp_path: Path) -> None:
     """Lines of some megabytes come back whole."""
     lines = [b"a" * n for n in accumulate([1 << 20, 1, (1 << 20) - 2, 5])]
     file = LinesFile(tmp_path / "lines")
-    file.append(joined(lines), len(lines))
+    file.append(lines)
     assert list(read_lines(file.path)) == lines

@@ -252,7 +252,7 @@ class _Requests:
             rows = slice(start, min(start + self._piece_rows, n_rows))
             piece = self._whole(batch, rows) or self._one_by_one(batch, rows)
             self._all_keys.add(piece.keys)
-            self._key_digest.update("".join([key + "\0" for key in piece.keys]).encode())  # a key holds no NUL
+            self._key_digest.update("\0".join([*piece.keys, ""]).encode())  # a key holds no NUL
             self._request_digest.update(b"".join(piece.identities))
             yield piece
             start = rows.stop
@@ -308,13 +308,14 @@ class _Requests:
         return setup.room.max_line_bytes - setup.around_bytes - len(setup.bodies.head) - len(setup.bodies.tail)
 
     def _identities(self, keys: Sequence[str], middles: Sequence[bytes]) -> list[bytes]:
-        found, job, copy, tail = [], self._job, self._base.copy, self._setup.bodies.tail
-        for key, middle in zip(keys, middles, strict=True):
+        found, copy, tail = [], self._base.copy, self._setup.bodies.tail
+        for middle in middles:
             digest = copy()
-            digest.update(middle)
-            digest.update(tail)
-            found.append(digest.digest()[:IDENTITY_BYTES] if job.dedupe else identity_of(digest.digest(), job, key))
-        return found
+            digest.update(middle + tail)
+            found.append(digest.digest())
+        if self._job.dedupe:
+            return [request[:IDENTITY_BYTES] for request in found]
+        return [identity_of(request, self._job, key) for request, key in zip(found, keys, strict=True)]
 
     def _groups(self, batch: RowBatch, rows: slice) -> list[str] | None:
         if self._job.shard.by is None:
@@ -368,9 +369,9 @@ class _Shard:
         self.n_waiting_bytes = 0
         self.identities = bytearray()
         self.expected, self.bounds = array("q"), array("q")  # input tokens of each line
-        self.file = LinesFile(path)
+        self.file = LinesFile(path, setup.bodies.head, setup.bodies.tail)
         self._middles: list[bytes] = []
-        self._room, self._bodies = setup.room, setup.bodies
+        self._room = setup.room
         self._around_bytes = setup.around_bytes + len(setup.bodies.head) + len(setup.bodies.tail)
 
     def take(self, fresh: _Fresh, start: int, full: int) -> int:
@@ -395,17 +396,13 @@ class _Shard:
 
     def write(self) -> None:
         if self._middles:
-            # One copy: what all bodies share stands between all middles, before the first and after the last.
-            head, end, parts = self._bodies.head, self._bodies.tail + b"\n", self._middles
-            parts[0] = head + parts[0]
-            parts[-1] += end
-            self.file.append((end + head).join(parts), len(parts))
-            parts.clear()
+            self.file.append(self._middles)
+            self._middles.clear()
             self.n_waiting_bytes = 0
 
     def cut(self, keep: int) -> _Fresh:
         """Take the lines after the first `keep` out."""
-        middles = [self._bodies.middle(body) for body in self.file.cut(keep)]
+        middles = self.file.cut(keep)
         size = IDENTITY_BYTES
         identities = [bytes(self.identities[size * n : size * n + size]) for n in range(keep, self.n_lines)]
         cut = _Fresh(identities, middles, self.expected[keep:].tolist(), self.bounds[keep:].tolist())
