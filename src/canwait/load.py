@@ -44,8 +44,6 @@ _PARSED_ROWS = 256  # whose JSON is held as objects: more of them fall out of th
 _STAMP = pa.timestamp("us", "UTC")
 _USD = pa.decimal128(24, 12)
 _MICROS, _MICROS_AS_USD = pa.decimal128(28, 12), pa.decimal128(34, 18)  # the same number, read in another unit
-_FREE = pa.scalar(Decimal(0), _MICROS)
-_OK = pa.scalar(int(Outcome.OK), pa.int8())
 _ROW = pa.int32()
 _TAKEN_EXACTLY = pa.string(), pa.list_(pa.string()), pa.float64(), pa.bool_()  # `pa.array` takes nothing else for them
 
@@ -190,6 +188,7 @@ class Answers:
     def _copy(self, shard: _Answering, wanted: Any) -> None:
         """Copy the final record of each of a shard's lines once for every row that wants it."""
         final = None if _all_final(shard) else pa.array(_final(shard), pa.int64())
+        ok, free = pa.scalar(int(Outcome.OK), pa.int8()), pa.scalar(Decimal(0), _MICROS)
         number = 0
         for path, settled_at in shard.files:
             at = pa.scalar(settled_at, _STAMP)
@@ -199,7 +198,7 @@ class Answers:
                     ours = pa.array(range(number, number + n_records), pa.int64())
                     records = records.filter(pc.equal(final.take(records["line"]), ours))
                 number += n_records
-                is_ok = pc.equal(records["outcome"], _OK)
+                is_ok = pc.equal(records["outcome"], ok)
                 usable = pc.indices_nonzero(is_ok)
                 if self.columns.embeds:
                     self._measure(records["vector"].take(usable))
@@ -209,7 +208,7 @@ class Answers:
                 # An answer that many rows share is charged to the first of them; what another job paid is free here.
                 is_first = pc.fill_null(pc.not_equal(pc.pairwise_diff(copies), 0), True)
                 is_charged = pa.repeat(False, len(copies)) if shard.foreign else is_first
-                costs = pc.if_else(is_charged, records["cost_micros"].take(taken), _FREE)
+                costs = pc.if_else(is_charged, records["cost_micros"].take(taken), free)
                 self._usable.add(
                     rows.flatten(), taken, records, {"cost_micros": costs, "at": pa.repeat(at, len(taken))}
                 )
