@@ -22,7 +22,7 @@ SMALL = {
     "plan_rows": ["--rows", "100000", "--runs", "3"],
     "land_results": ["--rows", "100000", "--shards", "4", "--runs", "3"],
     "reuse_lookup": ["--rows", "1000000", "--keys", "200000", "--shards", "20", "--runs", "3"],
-    "resume": ["--rows", "200000", "--shards", "4", "--runs", "3"],
+    "resume": ["--rows", "200000", "--shards", "12", "--runs", "3"],
     "row_by_row": ["--rows", "10000", "--runs", "3"],
     "token_counting": ["--documents", "3000", "--joins", "3000", "--mb", "10", "--runs", "3"],
 }
