@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from canwait.prepare import Prepared
+    from canwait.planned import Prepared
 
 
 def plan_into(
@@ -18,7 +18,8 @@ def plan_into(
     """Durably: the blobs and the plan are in `folder` and synced."""
     from canwait.blobs import Blobs
     from canwait.known import Known
-    from canwait.prepare import prepare, save_plan
+    from canwait.planned import save_plan
+    from canwait.prepare import prepare
     from canwait.providers.openai import OpenAI
     from canwait.sources.opening import open_source
     from canwait.types import BudgetSpec, Job, Price, Source, Tier, Urgency

@@ -106,11 +106,12 @@ def test_a_damaged_blob_is_not_used(blobs: Blobs) -> None:
 
 def test_a_finished_file_can_be_taken_in(blobs: Blobs) -> None:
     """Adopting moves a file in under the name of its content and leaves no copy."""
-    path = blobs.scratch() / "results.parquet"
-    path.write_bytes(b"x" * 3_000_000)
-    name = blobs.adopt(path)
-    assert name == hashlib.sha256(b"x" * 3_000_000).hexdigest()
-    assert not path.exists()
+    with blobs.scratch() as folder:
+        path = folder / "results.parquet"
+        path.write_bytes(b"x" * 3_000_000)
+        name = blobs.adopt(path)
+        assert name == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+        assert not path.exists()
     assert blobs.path(name).stat().st_size == 3_000_000
 
 

@@ -34,6 +34,7 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "changes")
 NOUNS = {"types", "errors", "lifecycle", "clock", "codec"}
 PURE = {
     "render",
+    "structured",
     "bodies",
     "tokens",
     "price",
@@ -46,7 +47,7 @@ PURE = {
     "freshness",
 }
 SHELL = {"db", "entries", "ledger", "blobs", "views", "prices", "providers", "sources", "sinks"}
-SHELL |= {"prepare", "landing", "load", "resend", "addresses", "known", "resume"}
+SHELL |= {"prepare", "landing", "load", "resend", "addresses", "known", "resume", "planned", "durable"}
 INSIDE = NOUNS | PURE | SHELL | {"spec", "engine"}
 
 # A module or folder of src/canwait -> (whom it may import besides itself, why not more). A new module needs a line.
@@ -61,7 +62,7 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     **dict.fromkeys(PURE, (NOUNS | PURE, "planning is pure: values in, values out (law 1)")),
     "document": ({"errors", "render"}, "text becomes a tree that knows its places; what its fields mean is spec.py's"),
     "spec": (
-        NOUNS | {"render", "document", "addresses"},
+        NOUNS | {"render", "structured", "document", "addresses"},
         "a job file becomes a Job, templates checked; its cost is for others",
     ),
     # shell
@@ -69,24 +70,30 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     "entries": (NOUNS | PURE | {"db"}, "money inside a transaction; the ledger opens and closes it"),
     "ledger": (NOUNS | PURE | {"db", "entries"}, "the only writer of what happened; it knows no file and no provider"),
     "places": (set(), "identities to integers"),
-    "known": ({"errors"}, "an index over manifests; whose they are is for others"),
+    "known": ({"errors", "durable"}, "an index over manifests; whose they are is for others"),
     "resume": (NOUNS | PURE | {"addresses"}, "whether a plan still holds: a look at a file, never at its rows"),
+    "durable": ({"errors"}, "files that stay, whatever they hold"),
+    "environment": (set(), "keys, wherever they are needed"),
     "columns": (set(), "Arrow over Python's memory"),
     "lines": ({"errors"}, "files of lines; what a line means is for others"),
-    "blobs": (NOUNS, "bytes by content; what they mean is for others"),
+    "blobs": (NOUNS | {"durable"}, "bytes by content; what they mean is for others"),
     "prices": (NOUNS | {"price"}, "dated, sourced data; multiplying is price.py's"),
     "providers": (
-        NOUNS | {"tokens", "local_model", "lines"},
+        NOUNS | {"tokens", "local_model", "lines", "durable", "environment"},
         "one wire protocol each: never money, ledger or blobs (section 3)",
     ),
-    "addresses": (set(), "text about places outside; what lies there is for sources and sinks"),
+    "addresses": ({"environment"}, "text about places outside; what lies there is for sources and sinks"),
     "objects": ({"addresses"}, "a file to and from an object store; what it holds is for sources and sinks"),
     "compression": (set(), "bytes to text and back, whoever reads or writes them"),
     "sources": (NOUNS | {"addresses", "objects", "compression"}, "rows in: never money, ledger or blobs"),
-    "sinks": (NOUNS | {"addresses", "objects", "compression"}, "rows out: never money, ledger or blobs"),
+    "sinks": (NOUNS | {"addresses", "objects", "compression", "durable"}, "rows out: never money, ledger or blobs"),
     "simulator": (NOUNS | {"tokens", "price", "prices"}, "a witness: no adapter, engine or ledger that it proves"),
+    "planned": (NOUNS | {"blobs", "durable"}, "a plan as a file; making one is prepare.py's"),
     "prepare": (
-        NOUNS | PURE | {"blobs", "columns", "lines", "places", "known", "sources", "prices", "providers", "landing"},
+        NOUNS
+        | PURE
+        | {"planned", "durable", "blobs", "columns", "lines", "places", "known"}
+        | {"sources", "prices", "providers", "landing"},
         "plans write blobs, never money",
     ),
     "local_model": (NOUNS, "a file in the user's cache and the process that serves it"),

@@ -80,9 +80,9 @@ Shard = tuple[int, bool, Sequence[Sequence[Record]]]  # lines, paid by another j
 
 
 def put(blobs: Blobs, table: pa.Table) -> str:
-    folder = blobs.scratch()
-    pq.write_table(table, folder / "t.parquet", row_group_size=3)
-    return blobs.adopt(folder / "t.parquet")
+    with blobs.scratch() as folder:
+        pq.write_table(table, folder / "t.parquet", row_group_size=3)
+        return blobs.adopt(folder / "t.parquet")
 
 
 def results(records: Sequence[Record]) -> pa.Table:
@@ -108,9 +108,10 @@ def settled_at(attempt: int) -> datetime:
 def answers(
     folder: Path, rows: Sequence[tuple[int, int]], shards: Sequence[Shard], *, schema: Any = None, embeds: bool = False
 ) -> Answers:
-    blobs = Blobs(folder / "blobs")
+    blobs, scratch = Blobs(folder / "blobs"), folder / "scratch"
+    scratch.mkdir(exist_ok=True)
     shelf = Shelf(blobs, rows, shards, schema=schema, embeds=embeds)
-    return Answers(cast(Ledger, shelf), blobs, "job", blobs.scratch())
+    return Answers(cast(Ledger, shelf), blobs, "job", scratch)
 
 
 def expected(rows: Sequence[tuple[int, int]], shards: Sequence[Shard]) -> tuple[list[Any], list[Any]]:

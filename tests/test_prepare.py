@@ -30,7 +30,8 @@ from canwait.errors import BlobError, NotFound, SourceError, UnknownPrice
 from canwait.landing import read_manifest
 from canwait.lines import read_lines
 from canwait.plan import Earlier
-from canwait.prepare import Known, Prepared, load_plan, prepare, save_plan
+from canwait.planned import Prepared, load_plan, save_plan
+from canwait.prepare import Known, prepare
 from canwait.providers.fake import FakeProvider
 from canwait.providers.openai import OpenAI
 from canwait.render import compile_job
@@ -519,7 +520,8 @@ from pathlib import Path
 
 from canwait.blobs import Blobs
 from canwait.known import Known
-from canwait.prepare import prepare, save_plan
+from canwait.planned import save_plan
+from canwait.prepare import prepare
 from canwait.providers.openai import OpenAI
 from canwait.sources.opening import open_source
 from canwait.types import BudgetSpec, Job, Price, Source, Urgency

@@ -27,8 +27,8 @@ from canwait.render import (
     key_text,
     nearest,
     request_key,
-    structured_output,
 )
+from canwait.structured import structured_output
 from canwait.types import BudgetSpec, Endpoint, Job, Source, Urgency
 
 LABEL = {

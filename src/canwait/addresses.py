@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote
 
+from .environment import secret as read_secret
+
 if TYPE_CHECKING:
     import psycopg
 
@@ -132,13 +134,10 @@ def _expanded(uri: str, env: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
 
 
 def _variable(name: str, env: Mapping[str, str]) -> str:
-    value, file = env.get(name, ""), env.get(f"{name}_FILE", "")
-    if not value and file:
-        try:
-            value = Path(file).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not plain text"
-            raise Unusable(f"the file named by {name}_FILE cannot be used: {why}") from None
-    if not (value := value.strip()):
+    try:
+        value = read_secret(name, env)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+    if not value:
         raise Unusable(f"{name} is not set; the address needs it, or {name}_FILE")
     return value

@@ -6,7 +6,6 @@ lead out of the folder.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from .durable import sync_folder, writing
 from .errors import BlobError
 
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -41,13 +41,13 @@ class Blobs:
     @contextmanager
     def writer(self) -> Iterator[BlobWriter]:
         """A blob to be written; it exists, under its name, once the block is left without an exception."""
-        with _errors(self.folder):
+        with writing(self.folder):
             (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
             handle, path = tempfile.mkstemp(dir=self.folder / "tmp")
         out = BlobWriter(os.fdopen(handle, "wb", buffering=_CHUNK), self.folder)
         try:
             yield out
-            with _errors(self.folder):
+            with writing(self.folder):
                 out.file.flush()
                 os.fsync(out.file.fileno())
                 out.file.close()
@@ -61,7 +61,7 @@ class Blobs:
 
     def adopt(self, path: Path) -> str:
         """Take a finished file in as a blob: hashed, fsynced and renamed. The file must be on the same file system."""
-        with _errors(self.folder):
+        with writing(self.folder):
             digest = hashlib.sha256()
             with path.open("rb") as file:
                 while piece := file.read(_CHUNK):
@@ -70,11 +70,14 @@ class Blobs:
             self._publish(path, digest.hexdigest())
         return digest.hexdigest()
 
-    def scratch(self) -> Path:
-        """A new folder on the same file system, for files that may become blobs. The caller removes it."""
-        with _errors(self.folder):
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A new folder on the same file system, for files that may become blobs. What is left in it goes."""
+        with writing(self.folder):
             (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
-            return Path(tempfile.mkdtemp(dir=self.folder / "tmp"))
+            made = tempfile.TemporaryDirectory(dir=self.folder / "tmp", ignore_cleanup_errors=True)
+        with made as folder:
+            yield Path(folder)
 
     def path(self, name: str) -> Path:
         """Where a blob lies. Raises BlobError when it is not there."""
@@ -106,7 +109,7 @@ class Blobs:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
         for folder in (target.parent, self.folder):  # the second holds the name of the first, which may be new
-            _fsync_folder(folder)
+            sync_folder(folder)
 
     def _place(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
@@ -124,7 +127,7 @@ class BlobWriter:
         self._digest = hashlib.sha256()
 
     def write(self, piece: bytes) -> int:
-        with _errors(self._folder):
+        with writing(self._folder):
             self.file.write(piece)
         self._digest.update(piece)
         self.size += len(piece)
@@ -133,21 +136,3 @@ class BlobWriter:
     @property
     def name(self) -> str:
         return self._digest.hexdigest()
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some space, then run the same command again: nothing was lost" if full else None
-        raise BlobError(f"{folder} could not be written: {error.strerror or error}", hint=hint) from error

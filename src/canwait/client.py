@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import sys
 import zlib
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
 
     from .known import Known
     from .plan import Earlier
-    from .prepare import Prepared
+    from .planned import Prepared
     from .providers import Provider
     from .sources import RowSource
 
@@ -177,7 +176,7 @@ class Client(AbstractContextManager["Client"]):
 
     def planned(self, plan: str) -> JobHandle:
         """The job that a plan was made for, its file read anew. Raises NotFound, SpecError."""
-        from .prepare import planned_file
+        from .planned import planned_file
 
         file = planned_file(self.blobs, plan)
         if file is None:
@@ -311,7 +310,7 @@ class JobHandle:
 
     def plan(self) -> JobPlan:
         """What running would do and cost. Writes blobs, never money; needs no key. Raises SpecError, SourceError, UnknownPrice."""
-        from .prepare import save_plan
+        from .planned import save_plan
 
         prepared = self._prepare(self._quoting())
         save_plan(self.client.blobs, prepared, self._file)
@@ -361,8 +360,9 @@ class JobHandle:
 
         source = self.value.source
         if source.uri == "-":
-            folder = self.client.blobs.scratch()
-            self.client.closing(lambda: shutil.rmtree(folder, ignore_errors=True))
+            with ExitStack() as kept:
+                folder = kept.enter_context(self.client.blobs.scratch())
+                self.client.closing(kept.pop_all().close)
             source = keep_stdin(source, sys.stdin.buffer, folder)
         s = self.client.settings
         return open_source(source, self.value.base_dir, env=s.env, scratch=s.scratch)

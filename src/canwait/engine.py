@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import ROUND_CEILING, Decimal
-from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
@@ -326,7 +324,7 @@ class Engine:
         terms = self.ledger.terms(shard)
         manifest = landing.read_manifest(self.blobs.path(shard.manifest_blob))
         root_lines = _ints(manifest, "line")
-        with self._scratch() as folder:
+        with self.blobs.scratch() as folder:
             writer = landing.ResultsWriter(folder / "results.parquet", root_lines)
             landed = landing.land(
                 self._raw_lines(shard),
@@ -390,7 +388,7 @@ class Engine:
         """A new shard that asks for some lines of an older one again."""
         requests = self.blobs.put_stream(landing.subset(read_lines(self.blobs.path(shard.requests_blob)), lines))
         part = manifest.take(pa.array(lines, pa.int64()))
-        with self._scratch() as folder:
+        with self.blobs.scratch() as folder:
             pq.write_table(part, folder / "manifest.parquet", compression="zstd", compression_level=1)
             manifest_blob = self.blobs.adopt(folder / "manifest.parquet")
         bounds = self._bounds(part, list(range(len(lines))))
@@ -414,7 +412,7 @@ class Engine:
         """A shard that ended without being sent: every line ends the same way, nothing was spent."""
         fate = Fate(outcome, cause, detail, "nothing")
         root_lines = _ints(landing.read_manifest(self.blobs.path(shard.manifest_blob)), "line")
-        with self._scratch() as folder:
+        with self.blobs.scratch() as folder:
             writer = landing.ResultsWriter(folder / "results.parquet", root_lines)
             writer.fill(range(shard.n_lines), fate)
             writer.close()
@@ -529,14 +527,6 @@ class Engine:
         finally:
             done.set()
             thread.join()
-
-    @contextmanager
-    def _scratch(self) -> Iterator[Path]:
-        folder = self.blobs.scratch()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ceil(exact: Decimal) -> int:

@@ -13,7 +13,6 @@ A run is one file, in the byte order of the machine that wrote it:
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -33,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .durable import sync_folder, writing
 from .errors import BlobError
 
 Place = tuple[str, int]  # shard, line
@@ -225,7 +225,7 @@ def _written(folder: Path, manifests: Mapping[str, int], parts: Iterable[Columns
         os.fsync(file.fileno())
     path = folder / f"{sha256(header).hexdigest()[:32]}.run"
     os.replace(draft, path)
-    _sync(folder)
+    sync_folder(folder)
     run = _read(path)
     assert run is not None
     return run
@@ -233,23 +233,11 @@ def _written(folder: Path, manifests: Mapping[str, int], parts: Iterable[Columns
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    try:
+    with writing(folder, "plan again; nothing was sent"):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some space, then plan again; nothing was sent" if full else None
-        raise BlobError(f"{folder} could not be written: {error.strerror or error}", hint=hint) from error
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _aligned(size: int) -> int:

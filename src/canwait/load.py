@@ -9,7 +9,6 @@ whatever the order of the results.
 from __future__ import annotations
 
 import json
-import shutil
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -404,8 +403,5 @@ def _list(column: Any) -> list[Any]:
 
 @contextmanager
 def answers(ledger: Ledger, blobs: Blobs, job: str) -> Iterator[Answers]:
-    folder = blobs.scratch()
-    try:
+    with blobs.scratch() as folder:
         yield Answers(ledger, blobs, job, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

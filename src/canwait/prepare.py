@@ -6,17 +6,10 @@ row of the dataset, whatever the rows weigh.
 
 from __future__ import annotations
 
-import base64
-import errno
-import json
-import os
-import re
-import shutil
 import sys
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -29,9 +22,9 @@ import pyarrow.parquet as pq
 
 from .blobs import Blobs
 from .bodies import Bodies
-from .codec import plan_from_json, plan_to_json
 from .columns import integers, strings
-from .errors import BlobError, NotFound, Problem, SourceError
+from .durable import writing
+from .errors import Problem, SourceError
 from .known import Known
 from .landing import MANIFEST
 from .lines import LinesFile
@@ -56,6 +49,7 @@ from .plan import (
     room_for,
     shard_id,
 )
+from .planned import Prepared
 from .providers import Provider
 from .render import Renderer, RowProblem, compile_job, did_you_mean, endpoint, key_text, keyed
 from .sources import RowBatch, RowSource
@@ -74,16 +68,7 @@ _FIRST_PIECE_ROWS = 64  # whose size nobody knows
 _FRAME_BYTES = 1 << 20  # of a shard, written at a time
 _WAITING_BYTES = 64 << 20  # of all open shards
 _CUSTOM_ID = "c" + "0" * 20 + "-999999"  # none is longer
-_PLAN_ID = re.compile("p_[0-9a-f]{12}")
 _LINE = MAX_LINES - 1  # of a place
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A plan, and how many dataset rows wait for each line of the shards that answer it."""
-
-    plan: Plan
-    answering: tuple[tuple[str, bytes], ...]  # by ordinal: shard id, weights as uint32 LE per line
 
 
 def prepare(
@@ -104,7 +89,7 @@ def prepare(
     and BlobError for a full disk. Then there is no plan.
     """
     setup = _set_up(job, source, provider, blobs, known, price_of, earlier)
-    with _scratch(blobs) as folder:
+    with blobs.scratch() as folder, writing(blobs.folder, "plan again; nothing was sent"):
         read = _read(setup, source, folder / "once", frozenset())
         if read.suspects:  # keys that stand twice are bad rows; now it is known which keys to watch
             read = _read(setup, source, folder / "again", read.suspects)
@@ -645,80 +630,6 @@ def _followed(shard: int, line: int, moves: Mapping[int, tuple[int, int]]) -> tu
     while (move := moves.get(shard)) and line >= move[0]:
         shard, line = move[1], line - move[0]
     return shard, line
-
-
-# ------------------------------------------------------------------------------------------------------- kept by name
-
-
-def save_plan(blobs: Blobs, prepared: Prepared, job_file: Path | None = None) -> None:
-    """Keep a plan, so that it can be run by its id. A later plan of the same id takes its place."""
-    answering = [[shard, base64.b64encode(zlib.compress(w)).decode()] for shard, w in prepared.answering]
-    blob = blobs.put(json.dumps({"plan": plan_to_json(prepared.plan), "answering": answering}).encode())
-    path = _path(blobs, prepared.plan.id)
-    with _scratch(blobs) as folder:
-        draft = folder / path.name
-        with draft.open("wb") as file:
-            file.write(json.dumps({"blob": blob, "job_file": job_file and str(job_file)}).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        path.parent.mkdir(exist_ok=True)
-        draft.replace(path)
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def load_plan(blobs: Blobs, plan: str) -> Prepared:
-    """The plan kept under an id. Raises NotFound when there is none, BlobError when it is damaged."""
-    with _kept(blobs, plan) as kept:
-        saved = json.loads(blobs.read(kept["blob"]))
-        answering = tuple((shard, zlib.decompress(base64.b64decode(weights))) for shard, weights in saved["answering"])
-        return Prepared(plan_from_json(saved["plan"]), answering)
-
-
-def planned_file(blobs: Blobs, plan: str) -> Path | None:
-    """The job file a kept plan was made from; None for a job that has none. Raises as `load_plan`."""
-    with _kept(blobs, plan) as kept:
-        return Path(kept["job_file"]) if kept["job_file"] else None
-
-
-@contextmanager
-def _kept(blobs: Blobs, plan: str) -> Iterator[Mapping[str, Any]]:
-    """What is kept under a plan's id; whatever is found wrong with it is damage."""
-    path = _path(blobs, plan)
-    if not path.is_file():
-        raise NotFound(
-            f"No plan {plan} is kept in {blobs.folder}.", what="plan", name=plan, hint="`canwait plan` makes one"
-        )
-    try:
-        yield json.loads(path.read_bytes())
-    except (ValueError, TypeError, KeyError, zlib.error) as error:
-        raise BlobError(f"{path} is damaged: {error}", hint="`canwait plan` makes it again") from error
-
-
-def _path(blobs: Blobs, plan: str) -> Path:
-    if not _PLAN_ID.fullmatch(plan):
-        raise NotFound(f"{plan!r} is not the id of a plan.", what="plan", name=plan, hint="`canwait plan` prints one")
-    return blobs.folder / "plans" / f"{plan}.json"
-
-
-# --------------------------------------------------------------------------------------------------------------- files
-
-
-@contextmanager
-def _scratch(blobs: Blobs) -> Iterator[Path]:
-    """A folder for files that become blobs; whatever is left in it goes."""
-    folder = blobs.scratch()
-    try:
-        yield folder
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some space, then plan again; nothing was sent" if full else None
-        raise BlobError(f"{blobs.folder} could not be written: {error.strerror or error}", hint=hint) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _uint32(weights: array[int]) -> bytes:

@@ -47,8 +47,8 @@ from .render import (
     nearest,
     params_faults,
     prompt_faults,
-    structured_output,
 )
+from .structured import structured_output
 from .types import Endpoint
 
 SCHEMA_ID = "urn:canwait:schema:job:1"

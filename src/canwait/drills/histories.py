@@ -226,8 +226,9 @@ class History:
             },
             schema=landing.MANIFEST,
         )
-        path = self.blobs.scratch() / "manifest.parquet"
-        pq.write_table(table, path)
+        with self.blobs.scratch() as folder:
+            pq.write_table(table, folder / "manifest.parquet")
+            manifest = self.blobs.adopt(folder / "manifest.parquet")
         return NewShard(
             shard,
             shard,
@@ -236,7 +237,7 @@ class History:
             self.provider.account,
             n_lines,
             self.blobs.put(b"".join(b + b"\n" for b in bodies)),
-            self.blobs.adopt(path),
+            manifest,
             sum(i for i, _ in bounds),
             sum(o for _, o in bounds),
             worst_micros(bounds, PRICE),

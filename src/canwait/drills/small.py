@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 import zlib
 from array import array
@@ -86,12 +85,9 @@ def _shard(blobs: Blobs, job: SmallJob, name: str, bodies: Sequence[bytes], now:
         {"line": range(n), "identity": [hashlib.sha256(body).digest()[:16] for body in bodies], "input_expected": inputs,
          "input_bound": inputs, "output_bound": outputs}, schema=landing.MANIFEST,
     )  # fmt: skip
-    folder = blobs.scratch()
-    try:
+    with blobs.scratch() as folder:
         pq.write_table(table, folder / "manifest.parquet")
         manifest = blobs.adopt(folder / "manifest.parquet")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     requests = blobs.put(b"".join(body + b"\n" for body in bodies))
     return NewShard(
         name, name, 1, job.terms.provider, job.account, n, requests, manifest, sum(inputs), sum(outputs),

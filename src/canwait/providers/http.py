@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx2
 
+from ..environment import secret
 from ..errors import (
     Ambiguous,
     BatchUnknown,
@@ -292,15 +292,10 @@ class Wire:
 
 def read_key(variable: str, env: Mapping[str, str], *, provider: str) -> str:
     """What `variable` holds, or the file named by `{variable}_FILE`, without its newline. Raises KeyRefused."""
-    key, file = env.get(variable, ""), env.get(f"{variable}_FILE", "")
-    if not key and file:
-        try:
-            key = Path(file).read_text(encoding="ascii")
-        except (OSError, ValueError) as exc:
-            why = exc.strerror if isinstance(exc, OSError) else "it is not plain text"
-            what = f"the file named by {variable}_FILE cannot be used: {why}"
-            raise KeyRefused(what, provider=provider, variable=variable, why=why) from None
-    key = key.strip()
+    try:
+        key = secret(variable, env)
+    except ValueError as error:
+        raise KeyRefused(str(error), provider=provider, variable=variable, why=str(error)) from None
     if not key:
         raise KeyRefused(f"{provider} needs a key: {variable} is not set", provider=provider, variable=variable, why="")
     if not (key.isascii() and key.isprintable()) or " " in key:

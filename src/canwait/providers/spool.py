@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
+from ..durable import sync_folder
+
 COMMIT_ROWS, COMMIT_S = 256, 0.05  # one fsync for this many answers, or after this long
 MOST_WAITING_ROWS, MOST_WAITING_BYTES = 4 * COMMIT_ROWS, 64 << 20  # a disk slower than this slows the asking
 _TOKEN = re.compile(r"[a-z0-9-]{1,63}")
@@ -73,7 +75,7 @@ class Folder:
         finally:
             draft.unlink(missing_ok=True)
         for folder in (self.path, self.path.parent):
-            _sync(folder)
+            sync_folder(folder)
 
     @property
     def n_rows(self) -> int:
@@ -118,7 +120,7 @@ class Folder:
 
     def cancel(self) -> None:
         self._cancelled.touch()
-        _sync(self.path)
+        sync_folder(self.path)
 
     def lock(self) -> BinaryIO | None:
         """Held until it is closed or this process dies; None while anybody else holds it, also in this process."""
@@ -144,7 +146,7 @@ class Answers:
         self._since = 0.0  # when the first of those was added
         self._file = folder.answers.open("ab", buffering=0)
         self._file.truncate(size)
-        _sync(folder.path)
+        sync_folder(folder.path)
 
     def add(self, line: int, answer: bytes) -> None:
         if not self._waiting:
@@ -207,7 +209,7 @@ class Asked:
                 size += len(raw)
         self._file = path.open("ab", buffering=0)
         self._file.truncate(size)
-        _sync(folder.path)
+        sync_folder(folder.path)
 
     def about_to(self, lines: Sequence[int]) -> None:
         """Durable when this returns. `lines` ascend."""
@@ -250,15 +252,6 @@ def _append(file: BinaryIO, data: bytes) -> None:
     os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def spool_id(spool: Path) -> str:
     """A name of this folder's own, made once: what tells the spools of two machines apart."""
     path = spool / ".id"
@@ -270,5 +263,5 @@ def spool_id(spool: Path) -> str:
         with suppress(FileExistsError):
             path.hardlink_to(draft)  # whoever is first names it
         draft.unlink()
-        _sync(spool)
+        sync_folder(spool)
     return path.read_text("ascii")
