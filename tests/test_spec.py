@@ -431,7 +431,7 @@ def test_every_problem_of_a_file_comes_at_once(folder: Path) -> None:
         owner: 5
         """
     assert problems(folder, text) == [
-        "job.yaml:1:1: urgency: is required: who waits: sync, near_real_time or batch",
+        "job.yaml:1:1: urgency: is required: how long readers can wait: near_real_time or batch",
         "job.yaml:1:10: version: found 2; expected 1",
         "job.yaml:2:7: name: found 'Bad Name'; expected at most 63 lower-case letters, digits, '.', '_' and '-', "
         "a letter or digit first",
@@ -609,6 +609,7 @@ def test_awkward_yaml_is_one_problem_at_its_place(folder: Path, line: str, probl
         ({"model": 5}, "model: found 5; expected text"),
         ({"max_output_tokens": 0}, "max_output_tokens: found 0; expected more than 0"),
         ({"max_output_tokens": 5.0}, "max_output_tokens: found 5.0; expected a whole number"),
+        ({"urgency": "sync"}, "urgency: found 'sync': somebody waits for each answer"),
         ({"urgency": "bach"}, "urgency: found 'bach'; expected 'sync', 'near_real_time' or 'batch'; did you mean"),
         ({"budget": {}}, "budget: limits nothing; expected usd, tokens or rows"),
         ({"budget": {"usd": -1}}, "budget.usd: found -1"),

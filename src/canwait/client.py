@@ -29,7 +29,7 @@ from .clock import Clock, SystemClock
 from .codec import plan_to_json, terms_to_json
 from .db import Row
 from .db import connect as connect_db
-from .engine import Engine, Pace
+from .engine import Engine
 from .entries import exceeded
 from .errors import (
     BudgetExceeded,
@@ -49,6 +49,7 @@ from .errors import (
 from .ledger import Ledger, NewShard, OpenPlan
 from .plan import choose, offers_for, once_more
 from .price import format_usd
+from .settings import Settings, settings
 from .types import Endpoint, Job, JobState, Outcome, Plan, Price, ShardState, Terms, Tier
 
 if TYPE_CHECKING:
@@ -59,60 +60,6 @@ if TYPE_CHECKING:
     from .planned import Prepared
     from .providers import Provider
     from .sources import RowSource
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Where things are and how fast they go, read from the environment once."""
-
-    db_url: str
-    home: Path  # blobs and spools of this ledger
-    pace: Pace
-    settle_s: float | None
-    ceiling_micros: int | None  # CANWAIT_BUDGET_USD: no job of this shell may go past it
-    env: Mapping[str, str]
-    simulated: bool = False
-
-    @property
-    def scratch(self) -> Path:
-        """Where copies of objects lie while they are read or made; it need not be there yet."""
-        return self.home / "scratch"
-
-
-def settings(env: Mapping[str, str] = os.environ) -> Settings:
-    """Settings of an environment. Raises SpecError naming every variable that cannot be understood."""
-    from .spec import parse_usd
-
-    problems: list[Problem] = []
-
-    def read(name: str, parse: Callable[[str], Any]) -> Any:
-        try:
-            return parse(env[name]) if env.get(name) else None
-        except ValueError as error:
-            problems.append(Problem("environment", None, None, name, str(error)))
-            return None
-
-    def seconds(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = 0.0
-        if not 0 < value < 1e7:
-            raise ValueError(f"{text!r} is not a time; expected seconds above 0, such as 0.5")
-        return value
-
-    home = Path(env.get("CANWAIT_HOME") or ".canwait")
-    url = env.get("CANWAIT_DB") or f"sqlite:///{home / 'ledger.db'}"
-    if url.startswith("sqlite:") and url.partition("://")[2].strip("/") in ("", ":memory:"):
-        what = f"{url} names no file, and a ledger that is forgotten pays twice; expected sqlite:///FILE"
-        problems.append(Problem("environment", None, None, "CANWAIT_DB", what))
-    poll_s, settle_s = read("CANWAIT_POLL_S", seconds), read("CANWAIT_SETTLE_S", seconds)
-    ceiling = read("CANWAIT_BUDGET_USD", parse_usd)
-    if problems:
-        raise SpecError(problems, hint="docs/cli.md lists the variables canwait reads")
-    if url.startswith("sqlite:///") and not env.get("CANWAIT_HOME"):
-        home = Path(url.removeprefix("sqlite:///")).parent
-    return Settings(url, home, Pace(poll_s=poll_s), settle_s, ceiling, env)
 
 
 def connect(url: str | None = None, *, env: Mapping[str, str] = os.environ, clock: Clock | None = None) -> Client:
@@ -457,56 +404,32 @@ class JobHandle:
             if again and not (jobs and jobs[0]["plan"] == value.digest):
                 why = "rows, prompt, model or prices are not those that ran; run the job without --only first"
                 raise PlanStale(plan=value.id, why=why, spec=self._file or self.name)
-            terms = Terms(
-                value.provider,
-                value.model,
-                value.endpoint,
-                value.tier,
-                value.price,
-                self.value.output_schema,
-                self.value.attempts,
-                self.value.source.key,
-                self.value.dedupe,
-            )
             if value.n_new and not c.ledger.query("plan", job=self.name, digest=value.digest):
                 self._afford(value)
                 if approve is not None and not approve(JobPlan(value, self.value)):
                     raise HumanNeeded(f"Plan {value.id} was not approved; nothing was sent.")
-            limits = replace(self.value.budget, micros=self._limit_micros)
             now = c.clock.now()
-            new = [
-                NewShard(
-                    s.id,
-                    s.id,
-                    1,
-                    adapter,
-                    provider.account,
-                    s.n_lines,
-                    s.requests_blob,
-                    s.manifest_blob,
-                    s.input_bound,
-                    s.output_bound,
-                    s.worst_micros,
-                    now,
-                )
-                for s in value.shards
-            ]
-            read = resume.trusted(file, began) if file == self._file_state() else None
-            body = {**plan_to_json(value), "shards": [], "shard_ids": [], "grounds": resume.grounds(self.value, read)}
+            trusted = resume.trusted(file, began) if file == self._file_state() else None
+            body = {
+                **plan_to_json(value),
+                "shards": [],
+                "shard_ids": [],
+                "grounds": resume.grounds(self.value, trusted),
+            }
             opened = OpenPlan(
-                self.name,
-                value.digest,
-                body,
-                terms_to_json(terms),
-                self.value.owner,
-                limits,
-                now + timedelta(seconds=self.value.deadline_s),
-                new,
-                answering,
-                jobs[0]["revision"] if jobs else 0,
-            )
+                self.name, value.digest, body, terms_to_json(self._terms(value)), self.value.owner,
+                replace(self.value.budget, micros=self._limit_micros), now + timedelta(seconds=self.value.deadline_s),
+                _new_shards(value, adapter, provider.account, now), answering, jobs[0]["revision"] if jobs else 0,
+            )  # fmt: skip
             if c.ledger.open_plan(opened, now):
                 return value
+
+    def _terms(self, plan: Plan) -> Terms:
+        job = self.value
+        return Terms(
+            plan.provider, plan.model, plan.endpoint, plan.tier, plan.price, job.output_schema, job.attempts,
+            job.source.key, job.dedupe,
+        )  # fmt: skip
 
     def _prepared(self, provider: Provider) -> tuple[Plan, tuple[tuple[str, bytes], ...]]:
         prepared = self._prepare(provider)
@@ -793,6 +716,16 @@ def _reusable(root: Row, job: str) -> Callable[[int], bool]:
         return vector[line] == Outcome.OK
 
     return is_ok
+
+
+def _new_shards(plan: Plan, adapter: str, account: str, now: datetime) -> list[NewShard]:
+    return [
+        NewShard(
+            s.id, s.id, 1, adapter, account, s.n_lines, s.requests_blob, s.manifest_blob, s.input_bound, s.output_bound,
+            s.worst_micros, now,
+        )
+        for s in plan.shards
+    ]  # fmt: skip
 
 
 def _bad_rows(plan: Plan, source: str) -> SourceError:

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .client import Client, settings
+from .client import Client
 from .clock import SystemClock
 from .providers.own import Own
+from .settings import settings
 from .simulator import AnswerFn, ScaledClock, Scenario, Simulator, schema_answer
 
 SPEED = 14_400  # four hours of the provider's time are a second here

@@ -369,7 +369,7 @@ class JobFile(Section):
         (), description="what may be bought, tried in this order"
     )
     deadline: Duration = Field("24h", validate_default=True, description="when answers are needed, like 24h")
-    urgency: types.Urgency = Field(description="who waits: sync, near_real_time or batch")
+    urgency: types.Urgency = Field(description="how long readers can wait: near_real_time or batch")
     max_output_tokens: Count | None = Field(
         None,
         validate_default=True,
@@ -390,6 +390,16 @@ class JobFile(Section):
     )
     owner: Line | None = Field(None, description="who answers for it")
     fallback: Line | None = Field(None, description="what callers do without an answer; kept and shown")
+
+    @field_validator("urgency")
+    @classmethod
+    def _can_wait(cls, urgency: types.Urgency) -> types.Urgency:
+        if urgency is types.Urgency.SYNC:
+            raise ValueError(
+                "found 'sync': somebody waits for each answer, and a job is work that can wait; "
+                "say near_real_time (minutes) or batch (hours), or ask the provider without canwait"
+            )
+        return urgency
 
     @field_validator("key")
     @classmethod

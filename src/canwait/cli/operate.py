@@ -30,7 +30,7 @@ output:
   required: [label]
   additionalProperties: false
 max_output_tokens: 64                      # no bound, no worst case
-urgency: batch                             # sync | near_real_time | batch
+urgency: batch                             # near_real_time | batch
 deadline: 24h
 budget: {{usd: 1.00, on_exceed: refuse}}     # refuse | trim | ask
 load: {{to: {target}, mode: merge}}
@@ -121,7 +121,7 @@ def _ledger(env: Mapping[str, str]) -> str:
 
 
 def _disk(env: Mapping[str, str]) -> str:
-    from ..client import settings
+    from ..settings import settings
 
     home = settings(env).home
     place = next(p for p in (home, *home.absolute().parents) if p.exists())
