@@ -131,7 +131,7 @@ def test_our_arithmetic_is_the_books(tier: Tier, input_tokens: int) -> None:
 @pytest.mark.parametrize(
     ("provider", "model", "tier", "why"),
     [
-        ("openai", "text-embedding-3-large", Tier.BATCH, "has none for this model"),  # the book answers: standard
+        ("openai", "text-embedding-ada-002", Tier.BATCH, "has none for this model"),  # the book answers: standard
         ("openai", "gpt-6-luna", Tier.BACKGROUND, "has no background prices"),
         ("openai", "gpt-6-luna", Tier.OWN, "has no own prices"),
         ("openai", "gpt-5.5-pro", Tier.BATCH, "states no long-context rates"),
