@@ -10,12 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from random import Random
+from typing import Protocol
 
 ALPHA = 0.05
 _RESAMPLES = 499
 _RESAMPLED = 500  # values at most: what the skew does to the quantile is gone beyond
 _STEP = 1e-4  # of the bound, as a share of the cap
+
+
+class Chance(Protocol):
+    """Seeded chance, such as random.Random(7): handed in, so the same pilot gives the same numbers."""
+
+    def choices(self, population: Sequence[int], /, *, k: int) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,7 @@ class Forecast:
     bound: int  # every row at its cap
 
 
-def forecast(lengths: Sequence[int], n_rows: int, cap: int, rng: Random) -> Forecast:
+def forecast(lengths: Sequence[int], n_rows: int, cap: int, rng: Chance) -> Forecast:
     """What `n_rows` answers of at most `cap` tokens need, of which `lengths` are known; in random order.
 
     Raises ValueError for fewer than two lengths, more than `n_rows`, and a length outside 0..cap.
@@ -44,7 +50,7 @@ def forecast(lengths: Sequence[int], n_rows: int, cap: int, rng: Random) -> Fore
     return Forecast(n_rows, n, expected, min(likely, guaranteed, most), guaranteed, n_rows * cap)
 
 
-def likely_mean(lengths: Sequence[int], n_rows: int, rng: Random, alpha: float = ALPHA) -> float:
+def likely_mean(lengths: Sequence[int], n_rows: int, rng: Chance, alpha: float = ALPHA) -> float:
     """Upper end of the one-sided bootstrap-t interval of the mean of all rows (Efron & Tibshirani 1993, ch. 12).
 
     The t interval that assumes a normal mean held 77-94 % of the time on real lengths where it promised 95 %: lengths
