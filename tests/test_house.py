@@ -43,10 +43,15 @@ PURE = {
     "forecast",
     "turnaround",
     "schedule",
+    "compare",
     "gate",
+    "checks",
     "freshness",
+    "cron",
 }
 SHELL = {"db", "entries", "ledger", "blobs", "views", "prices", "providers", "sources", "sinks"}
+SHELL |= {"judging", "inspection", "importing"}
+SHELL |= {"publishing", "published"}
 SHELL |= {"prepare", "landing", "load", "resend", "addresses", "known", "resume", "planned", "durable"}
 INSIDE = NOUNS | PURE | SHELL | {"spec", "engine", "settings"}
 
@@ -62,7 +67,7 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     **dict.fromkeys(PURE, (NOUNS | PURE, "planning is pure: values in, values out (law 1)")),
     "document": ({"errors", "render"}, "text becomes a tree that knows its places; what its fields mean is spec.py's"),
     "spec": (
-        NOUNS | {"render", "structured", "document", "addresses"},
+        NOUNS | {"render", "structured", "document", "addresses", "checks", "gate", "importing"},
         "a job file becomes a Job, templates checked; its cost is for others",
     ),
     # shell
@@ -86,7 +91,10 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     "objects": ({"addresses"}, "a file to and from an object store; what it holds is for sources and sinks"),
     "compression": (set(), "bytes to text and back, whoever reads or writes them"),
     "sources": (NOUNS | {"addresses", "objects", "compression"}, "rows in: never money, ledger or blobs"),
-    "sinks": (NOUNS | {"addresses", "objects", "compression", "durable"}, "rows out: never money, ledger or blobs"),
+    "sinks": (
+        NOUNS | {"addresses", "objects", "compression", "durable", "places"},
+        "rows out: never money, ledger or blobs",
+    ),
     "simulator": (NOUNS | {"tokens", "price", "prices"}, "a witness: no adapter, engine or ledger that it proves"),
     "planned": (NOUNS | {"blobs", "durable"}, "a plan as a file; making one is prepare.py's"),
     "prepare": (
@@ -99,23 +107,54 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     "local_model": (NOUNS, "a file in the user's cache and the process that serves it"),
     "landing": (NOUNS | PURE | {"lines", "sinks"}, "raw output becomes results; the ledger is told by others"),
     "load": (NOUNS | PURE | {"ledger", "blobs", "landing", "sinks"}, "accepted results become rows; it moves no money"),
+    "importing": (set(), "the user's own code, by the name a job file gives it"),
+    "judging": (
+        NOUNS | PURE | {"db", "entries", "ledger"},
+        "what people say of a sample; which rows are in it is not its own",
+    ),
+    "inspection": (
+        NOUNS | PURE | {"judging", "importing", "ledger", "blobs", "lines", "landing", "load"},
+        "draws samples and opens gates; it sends nothing and moves no money",
+    ),
     "resend": (NOUNS | PURE | {"ledger", "blobs", "load"}, "which failed rows may go again: selecting, not sending"),
-    "views": (NOUNS | PURE | {"db", "ledger", "blobs", "resend"}, "read-only answers; it cannot run anything"),
-    "audit": (NOUNS | PURE | {"sources", "prices"}, "reads what others logged; owns no job"),
+    "views": (
+        NOUNS | PURE | {"db", "ledger", "blobs", "resend", "judging"},
+        "read-only answers; it cannot run anything",
+    ),
+    "audit": (
+        NOUNS | PURE | {"compression", "document", "spec", "sources", "prices"},
+        "reads what others logged; owns no job",
+    ),
     # the loop
     "engine": (
         NOUNS | PURE | {"ledger", "blobs", "lines", "landing", "providers"},
         "advance(shard): any provider, any caller",
     ),
     # faces
-    "__init__": (INSIDE | {"client"}, "the public names"),
+    "__init__": (INSIDE | {"client", "reading"}, "the public names"),
     "client": (INSIDE | {"simulator"}, "the Python face: what it says, others print"),
+    "publishing": (NOUNS | PURE | {"db", "entries", "ledger"}, "the ledger's part for readers; it knows no file"),
+    "published": (NOUNS | {"blobs", "durable"}, "a publication's rows as a file; what it is worth is for others"),
+    "reading": (INSIDE | {"client"}, "the reader's face: what it says, others print"),
     "settings": (NOUNS | {"engine", "spec"}, "what the environment says; opening it is the client's"),
     "rehearsal": (INSIDE | {"simulator", "client"}, "a client whose every provider is the simulator"),
     "drills": (INSIDE | {"simulator", "client"}, "what anyone can run to prove the laws"),
     "demo": (INSIDE | {"simulator", "client", "drills"}, "the first minute"),
+    "benchmark": (INSIDE | {"client", "document"}, "a few jobs side by side; running them is the engine's"),
     "cli": (
-        INSIDE | {"simulator", "client", "rehearsal", "local_model", "audit", "drills", "server", "integrations"},
+        INSIDE
+        | {
+            "simulator",
+            "client",
+            "reading",
+            "rehearsal",
+            "local_model",
+            "audit",
+            "benchmark",
+            "drills",
+            "server",
+            "integrations",
+        },
         "parse, call, print",
     ),
     "__main__": ({"cli"}, "python -m canwait"),

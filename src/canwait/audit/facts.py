@@ -65,6 +65,7 @@ class Arrivals:
     longest_pause_s: float
     night_share: float  # 22:00-06:00 UTC
     weekend_share: float
+    run_s: float = 0.0  # half of the calls lie in runs that last at least this long
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Repeats:
     n_duplicates: int  # of them, equal to an earlier one in every byte
     exact: bool  # False: an estimate from a sample of hashes
     n_retries: int  # duplicates that follow a failure of the same request
-    duplicate_usage: Usage
+    duplicate_usage: Usage  # of the duplicates that are no retries
     n_near: int  # of the compared sample, alike but not equal
     n_near_compared: int
 
@@ -90,6 +91,20 @@ class Prefix:
     shared_later_bytes: int  # text that is alike but stands after text that varies: a cache cannot use it
     broken_by: str | None  # what the first varying text looks like: time, id, number, text
     at_byte: int | None  # where it stands
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Calls of a site that are alike in what started them and in who is there, and when their answers were used."""
+
+    trigger: str | None
+    with_user: bool
+    stream: bool | None
+    n_calls: int
+    n_used: int  # calls whose first use the log holds; the next three are of these
+    n_within_minute: int
+    n_within_quarter: int  # 15 minutes
+    n_within_hour: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +124,7 @@ class SiteFacts:
     n_sessions: int  # different ones; at least
     turns: Sample = EMPTY  # calls of a session
     turn_gap_s: Sample = EMPTY  # from an answer to the next call of its session: seconds when a person types
-    concurrency: Sample = EMPTY  # calls of one actor in flight at once, as each call starts
+    concurrency: Sample = EMPTY  # calls of one actor in flight at once, in the middle of each call
     latency_s: Sample = EMPTY
     first_token_s: Sample = EMPTY
     first_use_s: Sample = EMPTY  # from the whole answer to its first use
@@ -126,7 +141,8 @@ class SiteFacts:
     arrivals: Arrivals | None = None  # None: fewer than two calls
     repeats: Repeats | None = None  # None: the log holds nothing to compare
     prefix: Prefix | None = None  # None: the log holds no texts
-    n_clock_skew: int = 0  # calls that end before they start, or are used before they end
+    n_clock_skew: int = 0  # calls that end, or are used, before they start
+    groups: tuple[Group, ...] = ()  # largest first; every call is in one
 
     @property
     def window_s(self) -> float:

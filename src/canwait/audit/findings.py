@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
@@ -65,6 +65,11 @@ class Range:
     def __add__(self, other: Range) -> Range:
         return Range(self.low + other.low, self.likely + other.likely, self.high + other.high)
 
+    def without(self, saved: Range) -> Range:
+        """What is left when so much is saved: never less than nothing."""
+        low, likely, high = self.low - saved.high, self.likely - saved.likely, self.high - saved.low
+        return Range(max(0, low), max(0, likely), max(0, high))
+
 
 @dataclass(frozen=True, slots=True)
 class Spend:
@@ -75,6 +80,7 @@ class Spend:
     n_priced: int  # calls it covers
     n_unpriced: int  # calls without tokens, or of a model whose price nobody knows
     why: str | None = None  # what is missing
+    warnings: tuple[str, ...] = ()  # reported and list prices differ, the window is short
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,8 @@ class Lever:
     why: str  # the evidence, with numbers
     needs: str | None = None  # what must be shown before it counts: a benchmark, an owner's word
     basis: str = ""  # prices with source and date
+    after: Mapping[str, Range] = field(default_factory=dict)  # kind of a tier lever -> what it saves beyond that one,
+    # where the two do not simply multiply
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +110,7 @@ class Site:
     together: Range | None  # what its counted levers save when stacked; never more than it costs
     code: tuple[CodeSite, ...] = ()
     warnings: tuple[str, ...] = ()  # what could erase the saving
+    proved: Range | None = None  # the part of `together` that is proved
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +123,7 @@ class CodeSite:
     library: str  # openai, anthropic, google-genai, mistral, litellm, langchain, pydantic-ai, instructor
     call: str  # as written: client.chat.completions.create
     function: str  # qualified name it stands in; "" for the module
-    waits: str  # request handler, agent loop, script, DAG task, cron, notebook, test, unknown
+    waits: str  # request handler, agent loop, script, DAG task, cron, queue, notebook, test, unknown
     why: str  # what shows it: "@app.post at line 12"
     stream: bool | None  # None: not a literal
     model: str | None  # where it is a literal
@@ -122,6 +131,8 @@ class CodeSite:
     in_loop: bool = False
     is_async: bool = False
     is_batch: bool = False  # a batch API already
+    lints: tuple[str, ...] = ()  # what keeps its prompt out of a cache
+    labels: tuple[str, ...] = ()  # literal names it gives itself: of a prompt, a span, in metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,5 +164,4 @@ class Audit:
     not_movable: Range
     unpriced_calls: int
     aggregates: Mapping[str, Range]  # provider/model -> spend, from buckets: sized, never judged
-    n_hidden: int = 0  # sites below the threshold, summed in the totals
     notes: tuple[str, ...] = ()  # what the reader must know: aggregates prove nothing, clock skew, window under a week

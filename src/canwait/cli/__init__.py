@@ -16,6 +16,8 @@ from .face import Face, Usage, report
 # verb: (module, what it does); the order is the order of a job's life
 VERBS: dict[str, tuple[str, str]] = {
     "init": ("operate", "Write a first job file beside your rows."),
+    "audit": ("audit", "Show which calls can wait, with proof, and what that would save."),
+    "worth": ("audit", "Show what moving a call site is worth, from a worksheet."),
     "demo": ("demo", "Watch a job run, crash and resume: no key, no network, no cost."),
     "plan": ("jobs", "Show what a job would do and cost. Never spends."),
     "run": ("jobs", "Run a job to its end, or go on with it. Running again costs nothing."),
@@ -26,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "results": ("jobs", "Print the rows that have ended, also while the job runs."),
     "resolve": ("jobs", "Answer what a provider's listing cannot tell."),
     "events": ("jobs", "Print every change after a cursor."),
+    "benchmark": ("benchmark", "Measure a job on small and large models, batch and realtime."),
     "budget": ("budget", "Show, set, book to and thaw budgets."),
     "local": ("operate", "Install the local model."),
     "doctor": ("operate", "Check keys, ledger, disk, clock and prices."),

@@ -38,18 +38,89 @@ load: {{to: {target}, mode: merge}}
 
 
 @click.command()
-@click.argument("source", metavar="ROWS", type=click.Path(path_type=Path))
+@click.argument("source", metavar="ROWS", required=False, type=click.Path(path_type=Path))
 @click.option("--key", help="The column that names a row; else the first one.")
 @click.option("--column", help="The column the prompt reads; else the second one.")
-@click.option("--model", default="local", show_default=True, help="openai/NAME, anthropic/NAME, own/NAME or local.")
+@click.option("--model", help="openai/NAME, anthropic/NAME, own/NAME or local; else local, or what the audit found.")
+@click.option(
+    "--from-audit", "site", metavar="SITE", help="A call site of an audit; without ROWS the texts of its log."
+)
+@click.option(
+    "--audit",
+    "audit_file",
+    default="audit.json",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Where that audit was written.",
+)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Where to write it; else ROWS.yaml beside the rows."
 )
 @options()
-def init(face: Face, source: Path, key: str | None, column: str | None, model: str, output: Path | None) -> None:
-    """Write a first job file beside your rows (.csv .tsv .jsonl .parquet)."""
-    from ..sources.opening import open_source
+def init(
+    face: Face, source: Path | None, key: str | None, column: str | None, model: str | None, site: str | None,
+    audit_file: Path, output: Path | None,
+) -> None:  # fmt: skip
+    """Write a first job file beside your rows (.csv .tsv .jsonl .parquet), or from an audit."""
+    if site is not None:
+        _init_from_audit(face, site, audit_file, source, key, column, model, output)
+        return
+    if source is None:
+        raise click.UsageError("Missing argument 'ROWS', or --from-audit SITE.")
     from ..spec import load_job
+
+    key, column = _columns(source, key, column)
+    target = _new_file(output or source.with_suffix(".yaml"))
+    name = _name(source.stem)
+    text = _JOB.format(
+        name=json.dumps(name),
+        source=json.dumps(os.path.relpath(source, target.parent)),
+        key=json.dumps(key),
+        place=_place(column),
+        model=model or "local",
+        target=json.dumps(f"{source.stem}.answers.parquet"),
+    )
+    load_job(target, text)  # what is written can be planned
+    target.write_text(text, encoding="utf-8")
+    value = {"job": str(target), "key": key, "column": column}
+    face.show("canwait.init/1", value, f"wrote {target}\nnext: canwait plan {target}")
+
+
+def _init_from_audit(
+    face: Face, site: str, audit_file: Path, source: Path | None, key: str | None, column: str | None, model: str | None,
+    output: Path | None,
+) -> None:  # fmt: skip
+    from ..audit.drafting import draft_of, job_text, rows_of, write_rows
+    from ..sinks.atomic import replacing
+    from ..spec import load_job
+    from .audit import load_audit
+
+    found = load_audit(audit_file)
+    draft = draft_of(found, site, str(audit_file), model)
+    name = _name(site)
+    target = _new_file(output or (source.with_suffix(".yaml") if source else Path(f"{name}.yaml")))
+    if source is not None:
+        key, column = _columns(source, key, column)
+        rows, prompt, n_rows = source, f"{{{{ {_place(column)} }}}}", None
+    else:
+        rows, key, column = _new_file(target.with_suffix(".rows.jsonl")), "id", "text"
+        prompt, texts = rows_of(found["read"], site, str(audit_file))
+        with replacing(rows) as file:
+            n_rows = write_rows(texts, file)
+    text = job_text(
+        draft, name=name, source=os.path.relpath(rows, target.parent), key=key, prompt=prompt,
+        target=f"{name}.answers.parquet", audit=audit_file.name,
+    )  # fmt: skip
+    load_job(target, text)  # what is written can be planned
+    target.write_text(text, encoding="utf-8")
+    wrote = f"wrote {target}" if n_rows is None else f"wrote {target}, and {n_rows:,} rows of the log to {rows}"
+    value = {"job": str(target), "key": key, "column": column}
+    face.show("canwait.init/1", value, f"{wrote}\nnext: canwait plan {target}")
+
+
+def _columns(source: Path, key: str | None, column: str | None) -> tuple[str, str]:
+    """The key and the column a prompt reads. Raises SpecError for one that is not there."""
+    from ..sources.opening import open_source
     from ..types import Source
 
     columns = open_source(Source(source.name, key or ""), source.parent).columns
@@ -57,23 +128,23 @@ def init(face: Face, source: Path, key: str | None, column: str | None, model: s
         if name is not None and name not in columns:
             raise SpecError([Problem(str(source), 1, None, name, f"no such column; there are {', '.join(columns)}")])
     key = key or columns[0]
-    column = column or next((c for c in columns if c != key), key)
-    target = output or source.with_suffix(".yaml")
-    if target.exists():
-        raise SpecError([Problem(str(target), None, None, None, "exists already")], hint="name another file with -o")
-    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in source.stem.lower()).strip("-") or "job"
-    text = _JOB.format(
-        name=json.dumps(name[:60]),
-        source=json.dumps(os.path.relpath(source, target.parent)),
-        key=json.dumps(key),
-        place=column if column.isidentifier() and column not in ("row", "self", "range") else f"row[{column!r}]",
-        model=model,
-        target=json.dumps(f"{source.stem}.answers.parquet"),
-    )
-    load_job(target, text)  # what is written can be planned
-    target.write_text(text, encoding="utf-8")
-    value = {"job": str(target), "key": key, "column": column}
-    face.show("canwait.init/1", value, f"wrote {target}\nnext: canwait plan {target}")
+    return key, column or next((c for c in columns if c != key), key)
+
+
+def _new_file(path: Path) -> Path:
+    if path.exists():
+        raise SpecError([Problem(str(path), None, None, None, "exists already")], hint="name another file with -o")
+    return path
+
+
+def _name(text: str) -> str:
+    """A job's name that reminds of a text."""
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text.lower()).strip("-")[-60:].strip("-") or "job"
+
+
+def _place(column: str) -> str:
+    """How a template names a column."""
+    return column if column.isidentifier() and column not in ("row", "self", "range") else f"row[{column!r}]"
 
 
 @click.group()

@@ -1,0 +1,480 @@
+"""Facts -> what a call site's readers need, with the proof: one ordered matrix, the first row that speaks decides. Pure.
+Only where it says near real time, any row that says synchronous does.
+
+Every row rests on something the log says, never on its silence: a log that says less leaves fewer rows, and no row
+becomes stronger. Rows that find somebody waiting stand above all rows that find nobody, so that a conflict is resolved
+to the more urgent need. docs/audit.md holds the same table in words; a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from ..types import Tier
+from .facts import Arrivals, Group, SiteFacts
+from .findings import Needs, Proof, Reason, Verdict
+
+ENOUGH = 20  # calls; what fewer of them say is likely at most
+SHARE = 0.05  # of the calls: fewer are exceptions
+MINUTE_S, HOUR_S = 60, 3600
+
+_SCHEDULED = frozenset(
+    "cron crontab schedule scheduled scheduler timer interval nightly hourly daily weekly monthly "
+    "airflow dagster prefect dag backfill batch".split()
+)
+_REQUEST = frozenset(
+    "http https request api web websocket ws rpc grpc user chat ui interactive click message slack voice "
+    "autocomplete".split()
+)
+_BUILD = frozenset(
+    "ci push pull pull_request pull-request merge merge_request merge-request commit build deploy release webhook".split()
+)
+_URGENCY = (Needs.SYNC, Needs.NEAR_REAL_TIME, Needs.HYBRID, Needs.BATCH)
+_Found = tuple[int, str] | None  # the calls that say so, and what they say
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the owner of a call site decided."""
+
+    needs: Needs
+    deadline_s: int | None = None
+    owner: str | None = None
+    reason: str | None = None
+    date: date | None = None
+    may_share: bool = False  # equal requests may have one answer
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the matrix."""
+
+    kind: str
+    when: str  # in words, as docs/audit.md has it
+    says: Needs
+    proof: Proof
+    speaks: Callable[[SiteFacts], _Found] | None  # None: what the code says
+
+
+def judge(facts: SiteFacts | None, code: Sequence[Reason] = (), decision: Decision | None = None) -> Verdict:
+    """The verdict on a site; `facts` is None for one that was found in code only.
+
+    The owner's word stands above everything; it is `proved` only where the log proves the same. `tier` is left to
+    whoever knows prices.
+    """
+    reasons = _reasons(facts, code)
+    first = reasons[0] if reasons else None
+    needs = first.says if first else Needs.ASK
+    proof = _proof(needs, reasons)
+    if decision is not None:
+        n_calls = facts.n_calls if facts else 0
+        needs = decision.needs
+        proof = _proof(needs, reasons)
+        if needs is not Needs.ASK and proof is Proof.UNCLEAR:
+            proof = Proof.LIKELY
+        reasons = (Reason("owner", needs, proof, _words_of(decision), n_calls), *reasons)
+    movable = {Needs.BATCH: 1.0, Needs.NEAR_REAL_TIME: 1.0}.get(needs, 0.0)
+    if needs is Needs.HYBRID and facts is not None:
+        movable = _movable(facts)
+    asks = _question(facts, reasons) if needs is Needs.ASK else None
+    return Verdict(needs, proof, reasons, None, movable, decision is not None, asks)
+
+
+def contradicted(verdict: Verdict) -> str | None:
+    """What the log proves against an owner who says that there is more time; the owner's word is kept all the same."""
+    if not verdict.by_owner or verdict.needs not in _URGENCY:
+        return None
+    urgent = _URGENCY[: _URGENCY.index(verdict.needs)]
+    against = [r for r in verdict.reasons if r.says in urgent and r.proof is Proof.PROVED and r.kind != "owner"]
+    return f"decided as {verdict.needs.value}, but {against[0].text}" if against else None
+
+
+def _reasons(facts: SiteFacts | None, code: Sequence[Reason]) -> tuple[Reason, ...]:
+    found: list[Reason] = []
+    for row in MATRIX:
+        if row.speaks is None:
+            found += [r for r in code if r.says is row.says and (r.proof is Proof.UNCLEAR) == (row.says is Needs.ASK)]
+        elif facts is not None and (said := row.speaks(facts)):
+            n, text = said
+            weak = row.proof is Proof.PROVED and n < ENOUGH
+            found.append(Reason(row.kind, row.says, Proof.LIKELY if weak else row.proof, text, n))
+    if found and found[0].says is Needs.NEAR_REAL_TIME:
+        found.sort(key=lambda r: r.says is not Needs.SYNC)
+    return tuple(found)
+
+
+def _proof(needs: Needs, reasons: Sequence[Reason]) -> Proof:
+    found = {r.proof for r in reasons if r.says is needs}
+    if needs is Needs.ASK:
+        return Proof.UNCLEAR
+    return next((proof for proof in (Proof.PROVED, Proof.LIKELY) if proof in found), Proof.UNCLEAR)
+
+
+def _words_of(decision: Decision) -> str:
+    who = f"{decision.owner or 'the owner'} decided{f' on {decision.date}' if decision.date else ''}"
+    deadline = f", answers due in {span(decision.deadline_s)}" if decision.deadline_s else ""
+    return f"{who}: {decision.needs.value}{deadline}{f' ({decision.reason})' if decision.reason else ''}"
+
+
+def _question(facts: SiteFacts | None, reasons: Sequence[Reason]) -> str:
+    if facts is None:
+        return "Who reads these answers, and how long after the call? No log shows it."
+    asked = next((r for r in reasons if r.says is Needs.ASK), None)
+    if asked is None:
+        return "Who reads these answers, and how long after the call? The log does not say."
+    if asked.kind == "first use":
+        return f"{asked.text[0].upper()}{asked.text[1:]}: may all of them be late, or what tells the two kinds apart?"
+    if asked.kind == "clock":
+        return f"{asked.text[0].upper()}{asked.text[1:]}: is one of the two clocks in another time zone?"
+    return f"{asked.text[0].upper()}{asked.text[1:]}: does anybody wait for the answers, and for how long?"
+
+
+# ------------------------------------------------------------------------------------------------------ the first use
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """When the answers of some calls were first used."""
+
+    n_calls: int
+    n: int  # that the log knows of
+    minute: float  # shares of these, used within
+    quarter: float
+    hour: float
+
+    @property
+    def is_late(self) -> bool:
+        return self.n > 0 and self.hour <= SHARE
+
+    @property
+    def is_split(self) -> bool:
+        """Some are used within the hour, many are not."""
+        return self.hour > SHARE and 1 - self.hour >= 4 * SHARE
+
+
+def _use_of(groups: Iterable[Group]) -> _Use:
+    groups = list(groups)
+    n = sum(g.n_used for g in groups)
+    per = max(1, n)
+    return _Use(
+        sum(g.n_calls for g in groups),
+        n,
+        sum(g.n_within_minute for g in groups) / per,
+        sum(g.n_within_quarter for g in groups) / per,
+        sum(g.n_within_hour for g in groups) / per,
+    )
+
+
+def _used_at_once(facts: SiteFacts) -> _Found:
+    use = _use_of(facts.groups)
+    if use.n and use.minute > SHARE and not use.is_split:
+        return use.n, f"{_percent(use.minute)} of answers are used within a minute (p50 {_use_at(facts, 0.5)})"
+    return None
+
+
+def _used_soon(facts: SiteFacts) -> _Found:
+    use = _use_of(facts.groups)
+    if use.n and use.minute <= SHARE < use.hour and not use.is_split:
+        return use.n, f"answers are used after {_use_at(facts, 0.05)} (p5), half of them within {_use_at(facts, 0.5)}"
+    return None
+
+
+def _used_soon_or_late(facts: SiteFacts) -> _Found:
+    use = _use_of(facts.groups)
+    if not use.n or not use.is_split:
+        return None
+    for share, within in ((use.minute, "a minute"), (use.quarter, "15 minutes"), (use.hour, "an hour")):
+        if share > SHARE:
+            return use.n, (
+                f"{_percent(share)} of answers are used within {within}, {_percent(1 - use.hour)} after more than an hour"
+            )
+    return None
+
+
+def _used_late(facts: SiteFacts) -> _Found:
+    use = _use_of(facts.groups)
+    if use.n * 2 >= use.n_calls and use.is_late and not _is_skewed(facts):
+        return use.n, f"answers are used {_use_at(facts, 0.05)} later (p5)"
+    return None
+
+
+def _some_used_late(facts: SiteFacts) -> _Found:
+    use = _use_of(facts.groups)
+    if use.n >= ENOUGH and use.n_calls * SHARE <= use.n < use.n_calls / 2 and use.is_late and not _is_skewed(facts):
+        return use.n, f"answers are used {_use_at(facts, 0.05)} later (p5), as far as the log knows: {use.n:,} of them"
+    return None
+
+
+def _clock(facts: SiteFacts) -> _Found:
+    """Readers who all come exactly some half hours later, within two minutes, are read by another clock."""
+    use = _use_of(facts.groups)
+    if not use.is_late:
+        return None
+    if facts.n_clock_skew > 0.01 * facts.n_calls:
+        return facts.n_clock_skew, f"{facts.n_clock_skew:,} calls end, or are used, before they start"
+    low, middle, high = (facts.first_use_s.quantile(q) for q in (0.25, 0.5, 0.75))
+    if middle % 1800 <= 120 and high - low <= 120:
+        return use.n, f"answers are used {span(round(middle / 1800) * 1800)} later almost to the minute"
+    return None
+
+
+def _is_skewed(facts: SiteFacts) -> bool:
+    return _clock(facts) is not None
+
+
+def _told_apart(facts: SiteFacts) -> _Found:
+    part = _late_part(facts)
+    if part is None:
+        return None
+    field, late, soon = part
+    return late.n + soon.n, (
+        f"`{field}` tells apart {_percent(late.n_calls / facts.n_calls)} of calls whose answers are used hours later "
+        f"and others of which {_percent(soon.hour)} are used within the hour"
+    )
+
+
+_FIELDS: tuple[tuple[str, Callable[[Group], object]], ...] = (
+    ("trigger", lambda g: g.trigger),
+    ("user", lambda g: g.with_user),
+    ("stream", lambda g: g.stream),
+)
+
+
+def _late_part(facts: SiteFacts) -> tuple[str, _Use, _Use] | None:
+    """The field that tells the calls that can wait from the others, and when the answers of both are used."""
+    if not _use_of(facts.groups).is_split or facts.n_clock_skew > 0.01 * facts.n_calls:
+        return None
+    for field, value_of in _FIELDS:
+        parts = {
+            value: _use_of(g for g in facts.groups if value_of(g) == value) for value in map(value_of, facts.groups)
+        }
+        late = {v for v, use in parts.items() if use.n >= ENOUGH and use.n * 2 >= use.n_calls and use.is_late}
+        soon = _use_of(g for g in facts.groups if value_of(g) not in late)
+        if late and soon.n >= ENOUGH and not soon.is_split and soon.hour > SHARE:
+            return field, _use_of(g for g in facts.groups if value_of(g) in late), soon
+    return None
+
+
+# -------------------------------------------------------------------------------------------------- a person, a request
+
+
+def _streamed_to_a_user(facts: SiteFacts) -> _Found:
+    n = sum(g.n_calls for g in facts.groups if g.stream and g.with_user)
+    return (n, f"{_percent(n / facts.n_calls)} of calls stream to a named user") if n > SHARE * facts.n_calls else None
+
+
+def _streams(facts: SiteFacts) -> _Found:
+    n = facts.n_stream
+    return (n, f"{_percent(n / facts.n_calls)} of calls stream") if n > SHARE * facts.n_calls else None
+
+
+def _user_types(facts: SiteFacts) -> _Found:
+    return _types(facts) if facts.n_with_user * 2 >= facts.n_calls else None
+
+
+def _types(facts: SiteFacts) -> _Found:
+    """A person needs seconds to minutes, and never twice the same; a program milliseconds, or its own rhythm."""
+    gaps = facts.turn_gap_s
+    if gaps.n_seen < ENOUGH:
+        return None
+    low, middle, high = (gaps.quantile(q) for q in (0.1, 0.5, 0.9))
+    if 4 <= middle <= 1800 and low >= 1 and high >= 2 * low:
+        return gaps.n_seen, f"the next call of a session follows {span(middle)} after an answer, as a person types"
+    return None
+
+
+def _chained(facts: SiteFacts) -> _Found:
+    """An agent, or a pipeline: an hour for each step would be a day for the whole. Loops over rows are longer."""
+    gaps, turns = facts.turn_gap_s, facts.turns
+    if gaps.n_seen < ENOUGH or not 4 <= turns.quantile(0.5) <= 100 or gaps.quantile(0.5) >= 4:
+        return None
+    return gaps.n_seen, f"sessions are chains of {turns.quantile(0.5):.0f} calls, each waiting for the answer before it"
+
+
+def _users(facts: SiteFacts) -> _Found:
+    n = facts.n_with_user
+    if n > SHARE * facts.n_calls:
+        return n, f"{_percent(n / facts.n_calls)} of calls name a user, {facts.n_users:,} different ones"
+    return None
+
+
+# ------------------------------------------------------------------------------------- what started it, what was declared
+
+
+def _triggered_by(facts: SiteFacts, words: frozenset[str]) -> int:
+    return sum(n for trigger, n in facts.triggers.items() if _class_of(trigger) is words)
+
+
+def _class_of(trigger: str) -> frozenset[str] | None:
+    words = set(re.findall("(?:pull|merge).?request|[a-z]+", trigger[:200].lower()))
+    return next((known for known in (_REQUEST, _BUILD, _SCHEDULED) if words & known), None)
+
+
+def _requested(facts: SiteFacts) -> _Found:
+    n = _triggered_by(facts, _REQUEST)
+    return (n, f"a request started {_percent(n / facts.n_calls)} of calls") if n > SHARE * facts.n_calls else None
+
+
+def _built(facts: SiteFacts) -> _Found:
+    n = _triggered_by(facts, _BUILD)
+    text = f"a build or an event that something waits on started {_percent(n / facts.n_calls)} of calls"
+    return (n, text) if n > SHARE * facts.n_calls else None
+
+
+def _is_rare(arrivals: Arrivals | None) -> bool:
+    """Whether there is an hour and more between the beginnings of runs, as far as one sees."""
+    if arrivals is None:
+        return True
+    if arrivals.period_s is not None:
+        return arrivals.period_s >= HOUR_S
+    return arrivals.n_busy <= 0.75 * arrivals.n_slots or arrivals.n_slots * arrivals.slot_s < 86_400
+
+
+def _scheduled(facts: SiteFacts) -> _Found:
+    n = _triggered_by(facts, _SCHEDULED)
+    if n < 0.99 * facts.n_calls or not _is_rare(facts.arrivals):
+        return None
+    every = facts.arrivals and facts.arrivals.period_s
+    return n, f"a schedule starts {'every call' if n == facts.n_calls else _percent(n / facts.n_calls)}" + (
+        f", every {span(every)}" if every else ""
+    )
+
+
+def _scheduled_often(facts: SiteFacts) -> _Found:
+    n = _triggered_by(facts, _SCHEDULED)
+    if n < 0.99 * facts.n_calls or _is_rare(facts.arrivals):
+        return None
+    return n, "a schedule starts it again within the hour, so its answers are wanted before"
+
+
+def _partly_scheduled(facts: SiteFacts) -> _Found:
+    n = _triggered_by(facts, _SCHEDULED)
+    known = sum(facts.triggers.values())
+    if SHARE * facts.n_calls <= n < 0.99 * facts.n_calls and known >= 0.95 * facts.n_calls and _is_rare(facts.arrivals):
+        return n, f"`trigger` tells apart {_percent(n / facts.n_calls)} of calls, which a schedule starts"
+    return None
+
+
+def _movable(facts: SiteFacts) -> float:
+    if part := _late_part(facts):
+        return part[1].n_calls / facts.n_calls
+    return _triggered_by(facts, _SCHEDULED) / facts.n_calls if _partly_scheduled(facts) else 0.0
+
+
+def _deadline(low_s: float, high_s: float) -> Callable[[SiteFacts], _Found]:
+    def speaks(facts: SiteFacts) -> _Found:
+        declared = facts.deadline_s
+        if not declared.n_seen or not low_s <= (p5 := declared.quantile(0.05)) < high_s:
+            return None
+        if low_s >= HOUR_S and declared.n_seen * 2 < facts.n_calls:
+            return None
+        return declared.n_seen, f"callers declare a deadline of {span(p5)} (p5)"
+
+    return speaks
+
+
+# --------------------------------------------------------------------------------------------------- the shape of arrivals
+
+
+def _already(facts: SiteFacts) -> _Found:
+    n = sum(use.n_calls for use in facts.models if use.tier is Tier.BATCH)
+    if n < 0.95 * facts.n_calls:
+        return None
+    return n, f"{'all' if n == facts.n_calls else _percent(n / facts.n_calls)} of its calls are sent in batches now"
+
+
+def _batch_shaped(facts: SiteFacts) -> _Found:
+    """Nobody watches it being written, and either a pool of workers is kept full for an hour and more, so that whoever
+    reads the whole waits that long now; or it is started every few hours, at night and on Sundays too."""
+    arrivals = facts.arrivals
+    unwatched = max(facts.n_stream_known - facts.n_stream, facts.operations.get("embeddings", 0))
+    if arrivals is None or facts.n_calls < ENOUGH or unwatched < 0.95 * facts.n_calls:
+        return None
+    busy = arrivals.n_busy / arrivals.n_slots
+    at_once = facts.concurrency
+    if at_once.n_seen >= ENOUGH and busy <= 0.5 and arrivals.run_s >= HOUR_S:
+        full = at_once.quantile(1)
+        if full >= 4 and 1 - at_once.share(0.9 * full - 1e-9) >= 0.5:
+            return facts.n_calls, (
+                f"runs of {span(arrivals.run_s)} that keep {full:.0f} calls of one caller in flight, and do not stream"
+            )
+    every = arrivals.period_s
+    if every is not None and HOUR_S <= every <= 43_200 and arrivals.n_slots * arrivals.slot_s >= 24 * every:
+        return facts.n_calls, f"runs every {span(every)}, day and night, that do not stream"
+    return None
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}"
+
+
+def _use_at(facts: SiteFacts, q: float) -> str:
+    return span(facts.first_use_s.quantile(q))
+
+
+def span(seconds: float) -> str:
+    for unit, name in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit or (seconds >= unit and unit < 86_400):
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds:.3g} s"
+
+
+_A, _N, _H, _B, _S = Needs.ASK, Needs.NEAR_REAL_TIME, Needs.HYBRID, Needs.BATCH, Needs.SYNC
+_PROVED, _LIKELY, _UNCLEAR = Proof.PROVED, Proof.LIKELY, Proof.UNCLEAR
+
+MATRIX: tuple[Row, ...] = (
+    Row(
+        "first use",
+        "trigger, user or stream tells calls used more than an hour later from calls used sooner",
+        *(_H, _PROVED, _told_apart),
+    ),
+    Row("first use", "over 5 % of answers are used within a minute", _S, _PROVED, _used_at_once),
+    Row("first use", "over 5 % of answers are used within an hour", _N, _PROVED, _used_soon),
+    Row(
+        "trigger",
+        "a schedule starts 5 % to 99 % of calls, and the log says what starts the rest",
+        *(_H, _LIKELY, _partly_scheduled),
+    ),
+    Row("person", "over 5 % of calls stream to a named user", _S, _PROVED, _streamed_to_a_user),
+    Row("person", "a named user's next call follows an answer as a person types", _S, _PROVED, _user_types),
+    Row("person", "a session's next call follows an answer as a person types", _S, _LIKELY, _types),
+    Row("trigger", "a request starts over 5 % of calls", _S, _LIKELY, _requested),
+    Row("deadline", "callers declare less than a minute", _S, _LIKELY, _deadline(0, MINUTE_S)),
+    Row("streaming", "over 5 % of calls stream", _S, _LIKELY, _streams),
+    Row("session", "sessions are chains of calls, each waiting for the one before", _S, _LIKELY, _chained),
+    Row("code", "the code answers a request", _S, _LIKELY, None),
+    Row("deadline", "callers declare less than an hour", _N, _LIKELY, _deadline(MINUTE_S, HOUR_S)),
+    Row("trigger", "a build or an event that something waits on starts over 5 % of calls", _N, _LIKELY, _built),
+    Row("schedule", "a schedule starts every call, more than once an hour", _N, _LIKELY, _scheduled_often),
+    Row("code", "the code waits for some minutes", _N, _LIKELY, None),
+    Row(
+        "first use",
+        "some answers are used within the hour, at least 20 % later, and nothing tells them apart",
+        *(_A, _UNCLEAR, _used_soon_or_late),
+    ),
+    Row("tier", "at least 95 % of calls are sent in batches now", _B, _PROVED, _already),
+    Row(
+        "first use",
+        "95 % of answers are used more than an hour later, known of half the calls",
+        *(_B, _PROVED, _used_late),
+    ),
+    Row("schedule", "a schedule starts every call, an hour or more apart", _B, _PROVED, _scheduled),
+    Row(
+        "first use",
+        "95 % of answers are used more than an hour later, known of 5 % of calls",
+        *(_B, _LIKELY, _some_used_late),
+    ),
+    Row("deadline", "half the calls and more declare an hour or more", _B, _LIKELY, _deadline(HOUR_S, float("inf"))),
+    Row("code", "the code is a task of a schedule or a queue", _B, _LIKELY, None),
+    Row("clock", "the log's clocks disagree, or answers are used exactly some half hours later", _A, _UNCLEAR, _clock),
+    Row("person", "over 5 % of calls name a user", _A, _UNCLEAR, _users),
+    Row(
+        "arrivals",
+        "calls that do not stream fill a pool of workers for an hour and more, or run every few hours day and night",
+        *(_B, _LIKELY, _batch_shaped),
+    ),
+    Row("code", "the code does not show who waits", _A, _UNCLEAR, None),
+)
