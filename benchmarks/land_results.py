@@ -212,7 +212,7 @@ def profiled(folder: str) -> dict[str, float]:
     timed(landing.ResultsWriter, "write", "write results")
     timed(landing.ResultsWriter, "close", "write results")
     timed(Ledger, "settle", "settle")
-    timed(load.Answers, "__init__", "spool")
+    timed(load.Answers, "__init__", "join")
     timed_steps(load.Answers, "_joined", "join")
     timed_steps(load.Answers, "loaded", "answers to columns")
     timed(FileSink, "load", "write the target")

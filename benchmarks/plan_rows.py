@@ -16,9 +16,11 @@ import csv
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from measure import Measured, measured, ratio, table
@@ -55,9 +57,12 @@ def compare(folder: str, kind: str, n_rows: int, n_runs: int) -> None:
     make(folder, kind, n_rows)
     make(folder, kind, 1)
     make(folder, "csv", max(1, n_rows // 10))
-    planned = measured(plan, folder, kind, n_rows, runs=n_runs)
-    one = measured(plan, folder, kind, 1, runs=n_runs)
-    floor_ = measured(floor, folder, kind, n_rows, planned.returned["n_bytes"], runs=n_runs)
+    rounds = []  # in turn, so that whatever else the machine does meets all of them alike
+    for _ in range(n_runs):
+        once = measured(plan, folder, kind, n_rows)
+        floored = measured(floor, folder, kind, n_rows, once.returned["n_bytes"])
+        rounds.append((once, floored, measured(plan, folder, kind, 1)))
+    planned, floor_, one = map(_medians, zip(*rounds, strict=True))
     naive_ = measured(naive, folder, max(1, n_rows // 10), runs=min(n_runs, 3))
     naive_cpu_s = naive_.cpu_s * n_rows / max(1, n_rows // 10)
     print(
@@ -89,6 +94,13 @@ def scale(folder: str, kind: str, n_rows: int, n_runs: int) -> None:
     print(table(["rows", "CPU s", "wall s", "peak MB", "CPU us/row above 1"], rows))
     growth = (found[2].peak_mb - found[1].peak_mb) * 1e6 / (sizes[2] - sizes[1])
     print(f"peak RSS from {sizes[1]:,} to {sizes[2]:,} rows: {growth:.1f} bytes a row")
+
+
+def _medians(runs: Sequence[Measured]) -> Measured:
+    cpu_s, wall_s, peak_mb = (
+        median(values) for values in zip(*((m.cpu_s, m.wall_s, m.peak_mb) for m in runs), strict=True)
+    )
+    return Measured(cpu_s, wall_s, peak_mb, runs[-1].returned)
 
 
 def _figures(m: Measured, n_rows: int) -> list[object]:

@@ -37,7 +37,7 @@ from canwait.lifecycle import CAUSES, Retry
 from canwait.providers import Guard
 from canwait.providers.wrap import LOST_REPLY, UNREACHABLE, Fault
 from canwait.types import Batch, BatchStatus, MarkClass, Outcome, ShardFile, Usage
-from world import EXPIRED, LOST, MISSING, OK, RUNS_S, Dead, End, Row, World, failed
+from world import EXPIRED, LOST, MISSING, OK, RUNS_S, Dead, End, Row, World, body_of, bounds, failed
 
 LOST_REQUEST = Fault(lambda: Ambiguous("502 Bad Gateway"))
 SETTLE_S = 120
@@ -747,6 +747,38 @@ def test_a_full_queue_after_the_create_is_no_attempt_and_is_waited_for(world: Ca
     created = [b.created_at for b in w.provider.batches.values()]
     ended = [b.ends_at for b in w.provider.batches.values()]
     assert all(later >= end + timedelta(seconds=30) for later, end in zip(created[1:], ended[:-1], strict=True))
+
+
+def over(limit: int) -> str:
+    """OpenAI's words for a full queue (providers.md 3.1)."""
+    return (
+        f"Enqueued token limit reached for m in organization o. Limit: {limit:,} enqueued tokens. "
+        "Please try again once some in_progress batches have been completed."
+    )
+
+
+@pytest.mark.parametrize("when", ["at the create", "after the create"])
+@pytest.mark.parametrize(
+    ("spare", "sent"),
+    [(-1, [[0, 1], [2, 3]]), (0, [[0, 1, 2, 3]]), (-(10**9), [[0, 1, 2, 3]])],
+    ids=["less than the shard", "as much as the shard", "less than a row"],
+)
+def test_a_shard_that_no_queue_takes_is_sent_in_halves(
+    world: Callable[..., World], when: str, spare: int, sent: list[list[int]]
+) -> None:
+    """Where the queue says that it never holds so many tokens, halves go at the same attempt; else the shard waits."""
+    said = over(max(1, sum(bounds(body_of(n))[0] for n in range(4)) + spare))
+    full = End(BatchStatus.FAILED, "token_limit_exceeded", said, has_output=False, states_usage=False)
+    if when == "at the create":
+        w = world(sizes=(4,), attempts=1, faults={"submit": [Fault(lambda: Busy(f"openai answered 400: {said}"))]})
+    else:
+        w = world(sizes=(4,), attempts=1, ends=[full])
+    w.run()
+    assert w.outcomes == ["OK"] * 4
+    assert sorted(w.sent[-len(sent) :]) == sent
+    assert len(w.sent) == len(sent) + (when == "after the create")
+    assert {s["attempt"] for s in w.ledger.query("shards", job="job")} == {1}
+    nothing_was_paid_twice(w)
 
 
 @pytest.mark.parametrize("code", ["invalid_json_line", "model_not_found"])

@@ -8,7 +8,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canwait.errors import SinkError
+from canwait.places import Keys
 from canwait.sinks.atomic import replacing
 from canwait.sinks.opening import failed_rows, open_sink, read_back
 from canwait.sinks.rows import field_types, fitted
@@ -402,6 +403,21 @@ def test_rows_without_a_key_of_their_own_are_refused(tmp_path: Path, mode: Any, 
     with pytest.raises(SinkError, match=r"a\.csv: (key '1' stands twice|a key is missing) in the rows to load"):
         load(tmp_path / "a.csv", *(batch(row) for row in rows), mode=mode)
     assert files(tmp_path) == {}
+
+
+class Wary(Keys):
+    """Takes every key for one that may stand twice."""
+
+    def add(self, keys: Sequence[str]) -> None:
+        super().add([*keys, *keys])
+
+
+def test_different_keys_whose_hashes_are_alike_are_two_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the hashes cannot tell apart the keys do: only one that really stands twice is refused."""
+    monkeypatch.setattr("canwait.sinks.files.Keys", Wary)
+    assert load(tmp_path / "a.jsonl", batch(("1", "a", 1)), batch(("2\n", "b", 2), ("3", "c", 3))) == 3
+    with pytest.raises(SinkError, match="key '2' stands twice"):
+        load(tmp_path / "b.jsonl", batch(("1", "a", 1), ("2", "a", 1)), batch(("3", "b", 2), ("2", "c", 3)))
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])

@@ -62,6 +62,7 @@ class End:
 
     status: BatchStatus = BatchStatus.COMPLETED
     code: str | None = None
+    error: str | None = None
     has_output: bool = True
     states_usage: bool = True
     runs_s: float = RUNS_S
@@ -168,7 +169,9 @@ class Scripted(FakeProvider):
             )
         usage = sum((usage for _, usage in self.ran(batch)), Usage(0, 0)) if end.states_usage else None
         outputs = ("output",) if end.has_output and end.status is not BatchStatus.FAILED else ()
-        return Batch(batch.id, end.status, batch.created_at, usage=usage, outputs=outputs, error_code=end.code)
+        return Batch(
+            batch.id, end.status, batch.created_at, usage=usage, outputs=outputs, error_code=end.code, error=end.error
+        )
 
 
 def _line(custom_id: str, row: Row, usage: Usage | None, text: str | None) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -261,14 +261,14 @@ class Engine:
         match error:
             case Unreachable():
                 self.ledger.not_arrived(shard, self._later(provider, shard), f"never arrived: {error}", now)
-            case Busy():
+            case Busy() if not settling.never_fits(shard, str(error)):
                 until = self._later(provider, shard, error.retry_after_s)
                 self.ledger.not_arrived(shard, until, f"not accepted now: {error}", now)
             case OutOfCredit():
                 self.ledger.give_back(shard, now, str(error), str(error), now)
             case KeyRefused():
                 self.ledger.give_back(shard, now, str(error), None, now)
-            case TooLarge() if shard.n_lines > 1:
+            case Busy() | TooLarge() if shard.n_lines > 1:
                 self.ledger.refused(shard, self._halves(shard, str(error)), now)
             case _:
                 self.ledger.refused(shard, self._all_lines(shard, Outcome.FAILED, "invalid_request", str(error)), now)
@@ -365,22 +365,28 @@ class Engine:
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             unknown_tokens=sum(i + o for i, o in bounds),
-            retries=(self._retry(shard, manifest, verdict, terms),) if verdict.again else (),
+            retries=tuple(self._retries(shard, manifest, verdict, terms, batch)),
             pause=verdict.pause if sending else None,
             reason=f"batch {batch.status.value}",
             facts={"n_strangers": landed.n_strangers, "n_repeats": landed.n_repeats, **landed.fates.tally()},
         )
 
-    def _retry(self, shard: Shard, manifest: pa.Table, verdict: settling.Verdict, terms: Terms) -> NewShard:
-        """A shard of the lines that are sent again. Its id is a function of what it follows, so a repeat makes the same.
+    def _retries(
+        self, shard: Shard, manifest: pa.Table, verdict: settling.Verdict, terms: Terms, batch: Batch
+    ) -> Iterator[NewShard]:
+        """Shards of the lines that are sent again. Their ids are a function of what they follow, so a repeat makes the same.
 
         Lines that were not tried, because the provider's queue was full, wait for it: that is no attempt of theirs.
         """
-        again = sorted(verdict.again)
-        new = self.follow_up(shard, manifest, again, verdict.attempt, terms, why=shard.batch_id or "")
-        return (
-            new if verdict.attempt > shard.attempt else replace(new, next_at=self._later(self.provider(shard), shard))
-        )
+        untried = verdict.attempt == shard.attempt
+        parts = [list(verdict.again)]
+        if settling.was_never_run(batch) and settling.never_fits(shard, batch.error):
+            parts = _halves(parts[0])
+        for n, lines in enumerate(parts):
+            if lines:
+                why = f"{shard.batch_id or ''}{f' half {n}' if len(parts) > 1 else ''}"
+                new = self.follow_up(shard, manifest, lines, verdict.attempt, terms, why=why)
+                yield replace(new, next_at=self._later(self.provider(shard), shard)) if untried else new
 
     def follow_up(
         self, shard: Shard, manifest: pa.Table, lines: list[int], attempt: int, terms: Terms, *, why: str
@@ -423,10 +429,9 @@ class Engine:
     def _halves(self, shard: Shard, reason: str) -> Settlement:
         """A shard that is too large to be sent: two of half its lines, at the same attempt, for nothing was tried."""
         manifest, terms = landing.read_manifest(self.blobs.path(shard.manifest_blob)), self.ledger.terms(shard)
-        parts = list(range(shard.n_lines // 2)), list(range(shard.n_lines // 2, shard.n_lines))
         halves = (
             self.follow_up(shard, manifest, lines, shard.attempt, terms, why=f"half {n}")
-            for n, lines in enumerate(parts)
+            for n, lines in enumerate(_halves(range(shard.n_lines)))
         )
         return Settlement({}, None, 0, 0, 0, 0, 0, 0, tuple(halves), None, f"sent in two halves: {reason}", {})
 
@@ -527,6 +532,10 @@ class Engine:
         finally:
             done.set()
             thread.join()
+
+
+def _halves(lines: Sequence[int]) -> list[list[int]]:
+    return [list(lines[: len(lines) // 2]), list(lines[len(lines) // 2 :])]
 
 
 def _ceil(exact: Decimal) -> int:

@@ -1,4 +1,4 @@
-"""Raw provider output -> the results of a shard. Streams: memory is some 25 bytes a line and one chunk of records.
+"""Raw provider output -> the results of a shard. Streams: memory is some 35 bytes a line and one chunk of records.
 
 The results blob is Parquet, one record a line in the order it came; a later record of a line supersedes an earlier one.
     line int32 (of the root shard) · outcome int8 · cause · detail · output · input_tokens · output_tokens ·
@@ -132,39 +132,18 @@ def land(
     two different texts it is FAILED/conflict, for nobody can say which is right. `plain` reads the lines that need no
     such care; for any other it says None.
     """
-    n_rows, token = shard.n_rows, shard.token
     if shard.endpoint == EMBEDDINGS:
         plain = _never  # it reads texts
-    book = _Book(shard, decode, check, price, writer)
-    begin = len(token) + 1
-    # What follows is run once a line: it does for an ordinary one what `_Book.take` does for every one.
-    fates, seen, paid, inputs, outputs = book.landed.fates.codes, book.seen, book.paid, book.inputs, book.outputs
-    ordinary = book.landed.fates.code(ORDINARY)
-    numbers, rows = book.lines, book.rows
+    book = _Book(shard, check, price, writer)
+    rows = book.rows
     for raw in lines:
         if found := plain(raw):
-            name, text, _, n_input, n_output, cached, written = found
-            try:
-                line = int(name[begin:])
-            except ValueError:
-                line = -1
-            if 0 <= line < n_rows and not fates[line] and name == f"{token}-{line}":
-                problem = check(text)
-                fates[line] = ordinary if problem is None else book.misfit(problem)
-                seen[line] = hash(text)
-                paid[line] = 1
-                inputs[line] = n_input
-                outputs[line] = n_output
-                if cached or written:
-                    book.cached[line], book.written[line] = cached, written
-                numbers.append(line)
-                rows.append(found)
-            else:
-                book.take(raw)
+            rows.append(found)
+            if len(rows) >= _PACK_ROWS:
+                book.pack()
         elif raw.strip():
-            book.take(raw)
-        if len(rows) >= _PACK_ROWS:
             book.pack()
+            book.take(decode(raw))
     return book.closed()
 
 
@@ -176,39 +155,60 @@ class _Book:
     """What is known of a shard's lines while its output is read, and the records not written yet."""
 
     def __init__(
-        self,
-        shard: ShardFile,
-        decode: Callable[[bytes], Answer],
-        check: Callable[[str], str | None],
-        price: Price,
-        writer: ResultsWriter,
+        self, shard: ShardFile, check: Callable[[str], str | None], price: Price, writer: ResultsWriter
     ) -> None:
         self.landed = Landed(Fates(shard.n_rows))
-        self._shard, self._decode, self._check, self._price, self._writer = shard, decode, check, price, writer
+        self.rows: list[Plain] = []  # read, and not recorded yet
+        self._shard, self._check, self._price, self._writer = shard, check, price, writer
         self._places, self._levels = scaled_rates(price)
         self._dimensions = _dimensions(shard)
-        # by line of the shard; hashes differ from process to process and are compared in this one only
-        self.seen = array("q", bytes(8 * shard.n_rows))  # of its answer
-        self.paid = bytearray(shard.n_rows)  # whether it has a bill; then how many tokens:
-        self.inputs, self.outputs, self.cached, self.written = (array("I", bytes(4 * shard.n_rows)) for _ in range(4))
+        self._ordinary = self.landed.fates.code(ORDINARY)
+        # by line of the shard
+        self._seen = array("q", bytes(8 * shard.n_rows))  # hash of its answer: differs from process to process
+        self._billed = array("i", [-1]) * shard.n_rows  # the record that says what it costs
         # by record
-        self.lines: list[int] = []
-        # As Plain, parts of which may be None. These are of the last records only; what follows is of those before them.
-        self.rows: list[Plain | tuple[Any, ...]] = []
+        self._lines = array("i")
+        self._bills = array("I"), array("I"), array("I"), array("I")  # tokens in the order of `Usage`
+        self._counts = (
+            bytearray()
+        )  # 0: it has no bill; 1: its bill counts; 2: the bill of a later record of the line does
+        # by record, from the first that is not written yet
+        self._n_written = 0
         self._texts: list[pa.Array[Any]] = []
-        self._others: list[list[Any]] = [[], [], [], [], []]  # model, and the tokens in the order of `Usage`
-        self.odd: dict[int, tuple[int, str | None, bytes | None]] = {}  # record: code of its fate, detail, vector
+        self._odd_texts: list[str | None] = []  # of the records after those
+        self._models: list[str | None] = []
+        self._odd: dict[int, tuple[int, str | None, bytes | None]] = {}  # code of its fate, detail, vector
 
-    def misfit(self, problem: str) -> int:
-        """The next record is an answer that `check` refuses; the code of its fate."""
-        code = self.landed.fates.code(Fate(Outcome.FAILED, "schema", problem, "stated"))
-        self.odd[len(self.lines)] = code, problem[:_DETAIL_CHARS], None
-        return code
+    def pack(self) -> None:
+        """Record the rows: what `take` does with each, at once, where none needs its care."""
+        if not self.rows:
+            return
+        names, texts, models, *bills = zip(*self.rows, strict=True)
+        self.rows.clear()
+        if (lines := self._new_lines(names)) is None:
+            for name, text, model, *bill in zip(names, texts, models, *bills, strict=True):
+                self.take(Answer(name, Outcome.OK, None, None, text, Usage(*bill), model))
+            return
+        fates, seen, billed = self.landed.fates.codes, self._seen, self._billed
+        for record, (line, text) in enumerate(zip(lines, texts, strict=True), len(self._lines)):
+            fates[line], seen[line], billed[line] = self._ordinary, hash(text), record
+        for place, problem in enumerate(map(self._check, texts)):
+            if problem:
+                fates[lines[place]] = code = self.landed.fates.code(Fate(Outcome.FAILED, "schema", problem, "stated"))
+                self._odd[len(self._models) + place] = code, _detail(problem), None
+        self._lines.extend(lines)
+        self._counts += b"\1" * len(lines)
+        for column, part in zip(self._bills, bills, strict=True):
+            column.extend(part)
+        self._models += models
+        self._pack_odd()
+        self._texts.append(pa.array(texts, pa.string()))
+        if len(self._models) >= _CHUNK_ROWS:
+            self._flush()
 
-    def take(self, raw: bytes) -> None:
+    def take(self, answer: Answer) -> None:
         """Record one line of output, whatever it is."""
         landed, fates = self.landed, self.landed.fates
-        answer = self._decode(raw)
         line = self._shard.line(answer.custom_id)
         if line is None:
             landed.n_strangers += 1
@@ -222,68 +222,85 @@ class _Book:
             answer = changed
         fate = fate_of(answer)
         fates[line] = fate
-        self.seen[line] = _hash(answer)
-        tokens: Sequence[int | None] = (None,) * 4
-        if usage := answer.usage:
-            self.paid[line] = 1
-            self.inputs[line], self.outputs[line] = usage.input_tokens, usage.output_tokens
-            self.cached[line], self.written[line] = usage.cached_input_tokens, usage.cache_write_tokens
-            tokens = usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.cache_write_tokens
-        detail = fate.detail and fate.detail[:_DETAIL_CHARS].encode("utf-8", "replace").decode()  # hostile text
-        self.odd[len(self.lines)] = fates.codes[line], detail, answer.vector
-        self.lines.append(line)
-        self.rows.append((None, answer.text, answer.model, *tokens))
-
-    def pack(self) -> None:
-        """Put the last records into columns, and write them when they are many."""
-        if self.rows:
-            _, texts, *others = zip(*self.rows, strict=True)
-            self._texts.append(pa.array(texts, pa.string()))
-            for column, part in zip(self._others, others, strict=True):
-                column += part
-            self.rows.clear()
-        if len(self.lines) >= _CHUNK_ROWS:
+        self._seen[line] = _hash(answer)
+        usage = answer.usage
+        if usage:
+            if (before := self._billed[line]) >= 0:
+                self._counts[before] = 2
+            self._billed[line] = len(self._lines)
+        bill = usage or Usage(0, 0)
+        tokens = bill.input_tokens, bill.output_tokens, bill.cached_input_tokens, bill.cache_write_tokens
+        for column, n_tokens in zip(self._bills, tokens, strict=True):
+            column.append(n_tokens)
+        self._counts.append(usage is not None)
+        self._odd[len(self._models)] = fates.codes[line], _detail(fate.detail), answer.vector
+        self._lines.append(line)
+        self._models.append(answer.model)
+        self._odd_texts.append(answer.text)
+        if len(self._models) >= _CHUNK_ROWS:
             self._flush()
 
+    def _new_lines(self, names: Sequence[str]) -> list[int] | None:
+        """The lines that are named, if each is one of the shard's and of none anything is known."""
+        token, fates = self._shard.token, self.landed.fates.codes
+        begin = len(token) + 1
+        try:
+            lines = [int(name[begin:]) for name in names]
+        except ValueError:
+            return None
+        ours = tuple([f"{token}-{line}" for line in lines]) == names and 0 <= min(lines) and max(lines) < len(fates)
+        return lines if ours and len({*lines}) == len(lines) and not any(map(fates.__getitem__, lines)) else None
+
+    def _pack_odd(self) -> None:
+        if self._odd_texts:
+            self._texts.append(pa.array(self._odd_texts, pa.string()))
+            self._odd_texts.clear()
+
     def _flush(self) -> None:
-        kinds, n = self.landed.fates.kinds, len(self.lines)
-        codes = bytearray([self.landed.fates.code(ORDINARY)]) * n
-        for place, (code, _, _) in self.odd.items():
-            codes[place] = code
+        """Write the records that are not yet."""
+        self._pack_odd()
+        kinds, n = self.landed.fates.kinds, len(self._models)
+        since = slice(self._n_written, None)
+        codes = bytearray([self._ordinary]) * n
+        details: list[str | None] = [None] * n
+        vectors: list[bytes | None] = [None] * n
+        for place, (code, detail, vector) in self._odd.items():
+            codes[place], details[place], vectors[place] = code, detail, vector
         ends = _column(codes, pa.uint8())
-        models, *counts = self._others
-        tokens = [pa.array(column, pa.int64()) for column in counts]
-        odd = [self.odd.get(place, (0, None, None)) for place in range(n)] if self.odd else []
+        tokens = [_column(bill[since], pa.uint32()).cast(pa.int64()) for bill in self._bills]
+        if 0 in (counts := self._counts[since]):
+            has_bill = _column(counts, pa.uint8()).cast(pa.bool_())
+            tokens = [pc.if_else(has_bill, column, pa.scalar(None, pa.int64())) for column in tokens]
         columns: list[pa.Array[Any]] = [
-            pa.array(self.lines, pa.int32()),
+            _column(self._lines[since], pa.int32()),
             pa.array([kind.outcome for kind in kinds], pa.int8()).take(ends),
             pa.array([kind.cause for kind in kinds], pa.string()).take(ends),
-            pa.array([detail for _, detail, _ in odd], pa.string()) if odd else pa.nulls(n, pa.string()),
+            pa.array(details, pa.string()),
             pa.concat_arrays(self._texts),
             *tokens,
-            pa.array(models, pa.string()),
+            pa.array(self._models, pa.string()),
             self._costs(tokens),
-            pa.array([vector for _, _, vector in odd], pa.binary()) if odd else pa.nulls(n, pa.binary()),
+            pa.array(vectors, pa.binary()),
         ]
         self._writer.write(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
-        self.lines.clear()
-        self.odd.clear()
-        self._texts.clear()
-        for column in self._others:
-            column.clear()
+        self._n_written += n
+        for held in (self._texts, self._models, self._odd):
+            held.clear()
 
     def closed(self) -> Landed:
         """Write what waits, and add up what the lines cost."""
         self.pack()
-        if self.lines:
+        if self._models:
             self._flush()
-        landed, outcomes = self.landed, self.landed.fates.outcomes()
-        bills = [self.inputs, self.outputs, self.cached, self.written]
-        for start in range(0, len(outcomes), _GROUP_ROWS):
+        landed, n_records = self.landed, len(self._lines)
+        outcomes = _column(landed.fates.outcomes(), pa.uint8())
+        for start in range(0, n_records, _GROUP_ROWS):
             part = slice(start, start + _GROUP_ROWS)
-            tokens = [_column(bill[part], pa.uint32()).cast(pa.int64()) for bill in bills]
-            landed.usage += Usage(*(pc.sum(column).as_py() for column in tokens))
-            unusable = pc.not_equal(_column(outcomes[part], pa.uint8()), pa.scalar(int(Outcome.OK), pa.uint8()))
+            counts = pc.equal(_column(self._counts[part], pa.uint8()), pa.scalar(1, pa.uint8()))
+            tokens = [_column(bill[part], pa.uint32()).cast(pa.int64()).filter(counts) for bill in self._bills]
+            landed.usage += Usage(*(pc.sum(column, min_count=0).as_py() for column in tokens))
+            ends = outcomes.take(_column(self._lines[part], pa.int32()).filter(counts))
+            unusable = pc.not_equal(ends, pa.scalar(int(Outcome.OK), pa.uint8()))
             with localcontext(EXACT):
                 landed.exact_micros += self._sum(tokens)
                 landed.exact_wasted_micros += self._sum([column.filter(unusable) for column in tokens])
@@ -319,11 +336,11 @@ class _Book:
             return None
         if before.outcome is not Outcome.OK:
             return answer
-        if _hash(answer) == self.seen[line]:
+        if _hash(answer) == self._seen[line]:
             return None
         usage = answer.usage
-        if self.paid[line]:
-            usage = Usage(self.inputs[line], self.outputs[line], self.cached[line], self.written[line])
+        if (billed := self._billed[line]) >= 0:
+            usage = Usage(*(column[billed] for column in self._bills))
         why = "the provider returned two different answers for this row"
         return replace(
             answer, outcome=Outcome.FAILED, cause="conflict", detail=why, text=None, vector=None, usage=usage
@@ -370,6 +387,11 @@ class _Book:
 def _column(numbers: bytes | bytearray | array[int], kind: pa.DataType) -> pa.Array[Any]:
     """Machine numbers as a column of their type, not copied."""
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def _detail(words: str | None) -> str | None:
+    """Hostile text, cut and without halves of surrogate pairs."""
+    return words and words[:_DETAIL_CHARS].encode("utf-8", "replace").decode()
 
 
 def _hash(answer: Answer) -> int:
@@ -419,7 +441,8 @@ MANIFEST = pa.schema(_MANIFEST_FIELDS)
 
 
 def read_manifest(path: Path) -> pa.Table:
-    return pq.read_table(path, schema=MANIFEST)
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # `read_table` takes twice as long, and a library more
+        return file.read().cast(MANIFEST)
 
 
 def subset(lines: Iterable[bytes], wanted: Sequence[int]) -> Iterator[bytes]:

@@ -1,7 +1,8 @@
 """Files of lines, plain or packed. Requests of one job begin and end alike, and are text that repeats itself.
 
 A packed file states once what all its lines begin and end with, in a skippable frame (RFC 8878, 3.1.2), then holds what
-stands between in zstd frames of whole lines: half the time and a tenth of the bytes of writing the lines as they are.
+stands between in zstd frames of whole lines: less than half the time of packing whole lines, and of support tickets
+under one prompt a twentieth of the bytes.
     magic · size of the rest, uint32 · size of the beginning, uint32 · beginning · end     (little-endian)
 """
 

@@ -1,4 +1,4 @@
-"""Which place a request has by its identity, exactly, in 10 to 20 bytes an entry; and which keys may stand twice.
+"""Which place a request has by its identity, exactly, in 11 to 16 bytes an entry of many; and which keys may stand twice.
 
 Open addressing over 64-bit slots: 24 bits of the identity, then 40 bits of place. Identities are hashes and so spread
 evenly. What a slot cannot tell apart the whole identity does, which lies in a scratch file at 16 x place.
@@ -23,11 +23,11 @@ MAX_SHARDS = (1 << 40 - LINE_BITS) - 1
 
 _PLACE = (1 << 40) - 1
 _SLOTS = 2048  # of each table, at first
-_MANY = 1_000_000  # entries from which memory counts more than moving them
+_MANY = 250_000  # entries from which memory counts more than moving them
 _TABLES = 64  # which grow one after the other, so that little is held twice
-_FULL = 0.8
+_FULL = 0.75
 _IDENTITY_BYTES = 16
-_RUN_KEYS = 1 << 18  # sorted at a time
+_RUN_KEYS = 1 << 16  # sorted at a time
 _PARTS = 64  # of the range of a hash, looked at one after the other
 
 
@@ -41,21 +41,21 @@ class Places:
 
     def close(self) -> None:
         os.close(self._file)
+        self._tables.clear()
 
     def find(self, identities: Sequence[bytes]) -> tuple[list[int], list[int]]:
         """The place of each, -1 where it has none; and which of them have none."""
-        tables, size, n = self._tables, len(self._tables[0]), -1
+        tables, size = self._tables, len(self._tables[0])
         found, missing = [-1] * len(identities), []
-        for head in _heads(identities):
-            n += 1
+        for n, head in enumerate(_heads(identities)):
             table = tables[head & 63]
-            tag = head >> 40
+            tag = head >> 8
             at = tag * size >> 24
             while slot := table[at]:
                 if slot >> 40 == tag and self._read((slot & _PLACE) - 1) == identities[n]:
                     found[n] = (slot & _PLACE) - 1
                     break
-                at = at + 1 if at + 1 < size else 0
+                at -= 1  # below 0 it goes on at the table's end
             else:
                 missing.append(n)
         return found, missing
@@ -64,18 +64,17 @@ class Places:
         """Give new identities their places; no two are the same, and none has one."""
         self._write(identities, places)
         self._n += len(identities)
-        # One size for all: of n hashes each table gets n / 64 give or take 6 standard deviations; 25 % is to spare.
-        while self._n > _FULL * _TABLES * len(self._tables[0]):
-            growth = 2 if self._n > _MANY else 4
+        # One size for all: of n hashes each table gets n / 64 give or take 6 standard deviations; a third is to spare.
+        while self._n > _FULL * _TABLES * (size := len(self._tables[0])):
             for number, table in enumerate(self._tables):
-                self._tables[number] = _grown(table, growth)
+                self._tables[number] = _moved(table, size * 3 // 2 if self._n > _MANY else size * 4)
         tables, size = self._tables, len(self._tables[0])
         for head, place in zip(_heads(identities), places, strict=True):
             table = tables[head & 63]
-            tag = head >> 40
+            tag = head >> 8
             at = tag * size >> 24
             while table[at]:
-                at = at + 1 if at + 1 < size else 0
+                at -= 1
             table[at] = tag << 40 | place + 1
 
     def _read(self, place: int) -> bytes:
@@ -98,19 +97,18 @@ class Places:
 
 
 def _heads(identities: Sequence[bytes]) -> Sequence[int]:
-    """The first 8 bytes of each, as an integer: six bits for the table, the upper 24 for the tag."""
-    return unpack(f"<{2 * len(identities)}Q", b"".join(identities))[::2]
+    """Four bytes of each, as an integer: six bits for the table, the upper 24 for the tag."""
+    return unpack("<" + "I12x" * len(identities), b"".join(identities))
 
 
-def _grown(table: array[int], growth: int) -> array[int]:
-    size = growth * len(table)
+def _moved(table: array[int], size: int) -> array[int]:
+    """Its entries in a larger one."""
     larger = array("Q", bytes(8 * size))
-    for slot in table:
-        if slot:
-            at = (slot >> 40) * size >> 24
-            while larger[at]:
-                at = at + 1 if at + 1 < size else 0
-            larger[at] = slot
+    for slot in filter(None, table):
+        at = (slot >> 40) * size >> 24
+        while larger[at]:
+            at -= 1
+        larger[at] = slot
     return larger
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from itertools import compress
 from typing import Literal
 
 from .lifecycle import Retry, retry
-from .types import Answer, Batch, BatchStatus, Outcome, Usage
+from .types import Answer, Batch, BatchStatus, Outcome, Shard, Usage
 
 # Codes of a batch that was refused while it was checked, before any row ran (providers.md 3.1, 3.2).
 _CONTENT = frozenset(
@@ -18,6 +19,7 @@ _CONTENT = frozenset(
     "input_no_permissions".split()
 )
 _QUEUE_FULL = "token_limit_exceeded"
+_QUEUE_LIMIT = re.compile(r"limit: ([1-9][\d,]{0,19}) enqueued tokens", re.IGNORECASE | re.ASCII)  # providers.md 3.1
 
 # Causes under which the model ran: the answer is unusable, yet it is billed.
 _RAN = frozenset({"length", "content_filter", "refused", "empty", "malformed", "schema", "conflict", "missing"})
@@ -62,6 +64,17 @@ def fate_of_absent(batch: Batch) -> Fate:
 def was_never_run(batch: Batch) -> bool:
     """Whether a batch ended only because the queue was full: then its rows were not tried, and nothing was spent."""
     return batch.status is BatchStatus.FAILED and batch.error_code == _QUEUE_FULL and not batch.outputs
+
+
+def never_fits(shard: Shard, said: str | None) -> bool:
+    """Whether a queue said that it takes fewer tokens in all than a shard may have: then no waiting helps, halves do.
+
+    A limit below one row of the shard is not believed, for no half would fit it.
+    """
+    found = _QUEUE_LIMIT.search(said or "")
+    return found is not None and (
+        shard.input_bound <= int(found[1].replace(",", "")) * shard.n_lines < shard.input_bound * shard.n_lines
+    )
 
 
 class Fates(MutableMapping[int, Fate]):

@@ -144,7 +144,7 @@ def counter(provider: str, model: str) -> Counter:
     def sizes(texts: Sequence[str]) -> tuple[list[int], list[int]]:
         expected = count(texts)
         bounds = expected.copy()
-        for i in [i for i, text in enumerate(texts) if not text.isascii() and _DISPUTED.search(text)]:
+        for i in _disputed(texts):
             expected[i], bounds[i] = _as_tiktoken(texts[i], encoding, count), _bytes(texts[i])
         return expected, bounds
 
@@ -208,6 +208,16 @@ def _totals(once: int, columns: Sequence[Sequence[int]]) -> list[int]:
 
 
 # ------------------------------------------------------------------------------------------------- disputed characters
+
+_ASCII = bytes(range(128))
+
+
+def _disputed(texts: Sequence[str]) -> list[int]:
+    """Which of them hold a disputed character. Nearly none do, which all that is not ASCII in them tells together."""
+    foreign = [i for i, text in enumerate(texts) if not text.isascii()]
+    together = "".join([texts[i] for i in foreign]).encode().translate(None, _ASCII)
+    return [i for i in foreign if _DISPUTED.search(texts[i])] if _DISPUTED.search(together.decode()) else []
+
 
 # Disputed characters, by ranges, and what the first of each is counted as: a character of no dispute and of the class
 # that tiktoken sees (no letter, mark, number or space), whose bytes make the same tokens next to any other

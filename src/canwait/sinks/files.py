@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
+import orjson
 import pyarrow as pa
 
 from ..compression import Codec, compressing
 from ..errors import SinkError
+from ..places import Keys
 from . import PROVENANCE
 from .atomic import replacing
 from .formats import Format, aligned, grouped, missing_key
@@ -19,7 +23,7 @@ from .rows import Chunks
 
 
 class FileSink:
-    """Rows stream; memory holds the keys of the new rows and a chunk.
+    """Rows stream; memory holds a chunk, and the keys of the new rows where they meet those of a target.
 
     merge    a row whose key is new is added at the end; any other replaces its row in the target, in its place
     append   a row is added at the end unless the target has one that is equal in every column; nothing is replaced
@@ -66,24 +70,46 @@ class FileSink:
             ) from error
 
     def _write(self, file: BinaryIO, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> int:
-        index: dict[str, int] = {}  # key -> number of the new row
-        new = self._unique(batches, index)
         new_schema = self._format.stored_schema(schema, self._key)
         if self._mode == "replace" or not self._path.exists() or not self._path.stat().st_size:
-            return self._format.write(file, new_schema, new)
+            with closing(self._unique(batches)) as unique:
+                return self._format.write(file, new_schema, unique)
+        index: dict[str, int] = {}  # key -> number of the new row
+        new = self._indexed(batches, index)
         old_schema, old = self._format.read(self._path, self._key)
         out_schema = self._united(old_schema, new_schema)
         spool = _Spool((aligned(batch, out_schema) for batch in new), out_schema, self._path.parent)
         combined = self._appended if self._mode == "append" else self._merged
         return self._format.write(file, out_schema, combined((aligned(b, out_schema) for b in old), spool, index))
 
-    def _unique(self, batches: Iterable[pa.RecordBatch], index: dict[str, int]) -> Iterator[pa.RecordBatch]:
-        """The new rows in the stored form, numbered in `index` by their keys."""
+    def _unique(self, batches: Iterable[pa.RecordBatch]) -> Generator[pa.RecordBatch, None, None]:
+        """The new rows in the stored form. Raises SinkError for a key that is missing or, after the last, stands twice.
+
+        In memory is a chunk: the hashes of the keys are on disk, and the keys too, for two whose hashes are alike.
+        """
+        scratch = self._path.with_name(f".{self._path.name}.keys")  # ours alone, for the target is
+        with closing(Keys(scratch)) as hashes, tempfile.TemporaryFile(dir=self._path.parent) as file:
+            scratch.unlink()  # it goes when it is closed, or this process dies
+            for batch in batches:
+                keys = _keys(batch.column(self._key))
+                hashes.add(keys)
+                file.write(orjson.dumps(keys) + b"\n")
+                yield self._format.stored(batch, self._key)
+            if suspects := hashes.twice():
+                file.seek(0)
+                seen: set[str] = set()
+                for key in chain.from_iterable(map(orjson.loads, file)):
+                    if hash(key) in suspects:
+                        if key in seen:
+                            raise _twice(key)
+                        seen.add(key)
+
+    def _indexed(self, batches: Iterable[pa.RecordBatch], index: dict[str, int]) -> Iterator[pa.RecordBatch]:
+        """The same, numbered in `index` by their keys."""
         for batch in batches:
-            for key in batch.column(self._key).to_pylist():
-                if not key or key in index:  # CSV would read an empty key back as none
-                    problem = f"key {key!r} stands twice in" if key else "a key is missing in"
-                    raise SinkError(f"{problem} the rows to load")
+            for key in _keys(batch.column(self._key)):
+                if key in index:
+                    raise _twice(key)
                 index[key] = len(index)
             yield self._format.stored(batch, self._key)
 
@@ -137,6 +163,18 @@ class FileSink:
         keys = enumerate(batch.column(self._key).to_pylist())
         shared = [(place, index[key]) for place, key in keys if key in index]
         return [place for place, _ in shared], [row for _, row in shared]
+
+
+def _keys(column: pa.Array[Any]) -> list[str]:
+    """Raises SinkError where one is missing; CSV would read an empty one back as none."""
+    keys: list[Any] = column.to_pylist()
+    if not all(keys):
+        raise SinkError("a key is missing in the rows to load")
+    return keys
+
+
+def _twice(key: str) -> SinkError:
+    return SinkError(f"key {key!r} stands twice in the rows to load")
 
 
 class _Spool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from ..compression import Codec, Damaged, decompressed
 from ..errors import Problem, SourceError
@@ -46,11 +47,8 @@ class SourceFile:
 
     def fingerprint(self) -> str:
         """sha256 (hex) of its bytes as they are stored."""
-        digest = hashlib.sha256()
         with self._stored() as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
-        return digest.hexdigest()
+            return hashlib.file_digest(cast("io.BufferedReader", file), "sha256").hexdigest()
 
     @contextmanager
     def _stored(self) -> Iterator[BinaryIO]:
