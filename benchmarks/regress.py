@@ -24,6 +24,8 @@ SMALL = {
     "reuse_lookup": ["--rows", "1000000", "--keys", "200000", "--shards", "20", "--runs", "3"],
     "resume": ["--rows", "200000", "--shards", "12", "--runs", "3"],
     "row_by_row": ["--rows", "10000", "--runs", "3"],
+    "audit_logs": ["--rows", "100000", "--runs", "3"],
+    "reader": ["--rows", "100000", "--gets", "500", "--runs", "3"],
     "token_counting": ["--documents", "3000", "--joins", "3000", "--mb", "10", "--runs", "3"],
 }
 LOWEST = 0.7

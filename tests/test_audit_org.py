@@ -286,7 +286,5 @@ def test_a_file_that_is_no_log_is_told(tmp_path: Path) -> None:
 
 def test_standard_input_is_a_log(log: Path, audited: Audit) -> None:
     """`-` reads what is piped in."""
-    piped = audit(
-        [Path("-")], now=NOW, price_of=price_of, stdin=io.BufferedReader(io.BytesIO(log.read_bytes()))
-    )  # type: ignore[arg-type]
+    piped = audit([Path("-")], now=NOW, price_of=price_of, stdin=io.BufferedReader(io.BytesIO(log.read_bytes())))  # type: ignore[arg-type]
     assert piped.sites == audited.sites

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import random
+import resource
 import struct
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -81,7 +86,7 @@ Shard = tuple[int, bool, Sequence[Sequence[Record]]]  # lines, paid by another j
 
 def put(blobs: Blobs, table: pa.Table) -> str:
     with blobs.scratch() as folder:
-        pq.write_table(table, folder / "t.parquet", row_group_size=3)
+        pq.write_table(table, folder / "t.parquet", row_group_size=max(3, len(table) // 10))
         return blobs.adopt(folder / "t.parquet")
 
 
@@ -189,6 +194,64 @@ def test_answers_in_any_order_come_out_in_the_source_s(tmp_path: Path) -> None:
         assert [(row[0], row[1]) for row in flat(found.loaded())] == [(f"k{i}", str(i)) for i in range(n)]
 
 
+def test_neighbouring_rows_are_joined_without_a_disk(tmp_path: Path) -> None:
+    """Where each shard's rows lie together, in whatever order its results came, nothing of them is written anywhere."""
+    rows = [(shard, line) for shard in range(4) for line in range(500)]
+    lines = random.Random(0).sample(range(500), 500)
+    shards = [(500, False, [[(line, Outcome.OK, f"{shard} {line}") for line in lines]]) for shard in range(4)]
+    found = answers(tmp_path, rows, shards)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        loaded = flat(found.loaded())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [row[1] for row in loaded] == [f"{shard} {line}" for shard, line in rows]
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+MEASURED = """
+import pickle, sys
+from pathlib import Path
+from canwait.sinks import formats
+from test_load import Answers, Blobs, Load, load, open_sink
+load._STRETCH_BYTES = formats.ROW_GROUP_BYTES = 2 << 20  # the smaller job has several of them too
+folder = Path(sys.argv[1])
+with (folder / "shelf").open("rb") as file:
+    found = Answers(pickle.load(file), Blobs(folder / "blobs"), "job", folder)
+print(open_sink(Load("out.parquet"), folder, "id").load(found.loaded(), found.columns.loaded))
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_of_a_load_is_a_few_bytes_a_row(tmp_path: Path) -> None:
+    """The peak of loading 200,000 rows, each seventh with another's answer, is that of 20,000 and at most 150 bytes a row."""
+
+    def peak_bytes(n_rows: int) -> int:
+        rng, folder = random.Random(0), tmp_path / f"{n_rows}"
+        rows = [(n // 5_000, n % 5_000) for n in range(n_rows)]
+        rows = [rows[rng.randrange(n)] if n % 7 == 6 else row for n, row in enumerate(rows)]
+        lines = rng.sample(range(5_000), 5_000)
+        shards = [
+            (5_000, False, [[(line, Outcome.OK, f"{shard} {line}" + " because" * 100) for line in lines]])
+            for shard in range(n_rows // 5_000)
+        ]
+        shelf = Shelf(Blobs(folder / "blobs"), rows, shards, schema=None, embeds=False)
+        (folder / "shelf").write_bytes(pickle.dumps(shelf))
+        environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}  # gives back what is free
+        command = [sys.executable, "-c", MEASURED, str(folder)]
+        here = Path(__file__).parent
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=here, env=environment)
+        n_loaded, peak_kb = map(int, done.stdout.split())
+        assert n_loaded == n_rows
+        return peak_kb * 1024
+
+    small, large = peak_bytes(20_000), peak_bytes(200_000)
+    assert large - small < 180_000 * 150, (small, large)
+
+
 # ------------------------------------------------------------------------------------------------------------- columns
 
 FIELDS: dict[str, Any] = {
@@ -279,8 +342,10 @@ def test_embeddings_lie_in_every_format(tmp_path: Path, ending: str) -> None:
 def test_embeddings_of_two_lengths_are_an_error_with_a_way_out(tmp_path: Path) -> None:
     """Shards whose vectors differ in length cannot be one column: the error says both lengths and what to do."""
     shards = [(1, False, [[(0, Outcome.OK, floats(*range(n)))]]) for n in (2, 3)]
+    found = answers(tmp_path, [(0, 0), (1, 0)], shards, embeds=True)
     with pytest.raises(SinkError, match="of 2 and of 3 numbers") as caught:
-        answers(tmp_path, [(0, 0), (1, 0)], shards, embeds=True)
+        open_sink(Load("v.parquet"), tmp_path, "id").load(found.loaded(), found.columns.loaded)
+    assert not (tmp_path / "v.parquet").exists()
     assert "dimensions" in str(caught.value.own_hint)
 
 

@@ -24,6 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from canwait import prepare as module
 from canwait.blobs import Blobs
 from canwait.clock import SystemClock
 from canwait.errors import BlobError, NotFound, SourceError, UnknownPrice
@@ -291,6 +292,19 @@ def test_too_many_kinds_are_refused(blobs: Blobs) -> None:
     """The 501st value of `shard.by` is an error that names the column."""
     with pytest.raises(SourceError, match="more than 500 different values of 'kind'"):
         planned(blobs, Rows(KINDS), replace(JOB, shard=ShardSpec(by="kind")))
+
+
+def test_no_shard_has_more_lines_than_a_place_can_tell(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider of our own may take any number of rows; a shard stays within what its lines' places have bits for."""
+    monkeypatch.setattr(module, "MAX_LINES", 3)
+    host = tight(max_rows=10**9)
+    host.name = "own"
+    job = replace(JOB, provider="own", shard=ShardSpec(max_rows=10**9))
+    prepared = planned(
+        blobs, texts(*range(7)), job, host, price_of=lambda tier: replace(price_of(Tier.BATCH), tier=tier)
+    )
+    assert [shard.n_lines for shard in prepared.plan.shards] == [3, 3, 1]
+    assert [line for _, _, line in rows_of(blobs, prepared)] == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_one_request_larger_than_the_queue_goes_alone(blobs: Blobs) -> None:

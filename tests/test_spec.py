@@ -58,7 +58,8 @@ shard: {max_rows: 1000, by: language}
 budget: {usd: 40.10, tokens: 9000000, rows: 50000, on_exceed: ask}
 dedupe: false
 load: {to: out/labels.parquet, mode: append, format: parquet}
-quality: {refuse_if_bad_rate: 2.5%, sure: 95%, by: judge}
+quality: {refuse_if_bad_rate: 2.5%, sure: 95%, by: human, rows: 150, strata: label, on_refuse: load_accepted_strata,
+  rules: ["share < 0.4 or label == 'no'"]}
 freshness: {max_age: 2d, on_stale: serve}
 schedule: "0 22 * * mon-fri"
 owner: team:support
@@ -131,7 +132,16 @@ def test_every_field_becomes_its_noun(folder: Path) -> None:
         shard=ShardSpec(1000, "language"),
         dedupe=False,
         load=Load("out/labels.parquet", "append", "parquet"),
-        quality=Quality(Decimal("0.025"), Decimal("0.95"), "judge"),
+        quality=Quality(
+            Decimal("0.025"),
+            Decimal("0.95"),
+            "human",
+            150,
+            None,
+            "label",
+            "load_accepted_strata",
+            ("share < 0.4 or label == 'no'",),
+        ),
         freshness=Freshness(2 * 86_400, "serve"),
         schedule="0 22 * * mon-fri",
         owner="team:support",

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from .client import Ok as Ok
     from .client import connect as connect
     from .client import map as map
+    from .reading import reader as reader
     from .types import Job as Job
     from .types import Plan as Plan
 
 __version__ = "0.1.0"
 
-__all__ = ["Client", "Failed", "Job", "JobHandle", "Ok", "Plan", "connect", "errors", "map"]
+__all__ = ["Client", "Failed", "Job", "JobHandle", "Ok", "Plan", "connect", "errors", "map", "reader"]
 
 _HOME = {  # the module each name lives in
     **dict.fromkeys(("Client", "Failed", "JobHandle", "Ok", "connect", "map"), "client"),
     **dict.fromkeys(("Job", "Plan"), "types"),
     "errors": "errors",
+    "reader": "reading",
 }
 
 

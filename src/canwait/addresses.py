@@ -24,7 +24,7 @@ Kind = Literal["file", "sqlite", "postgres", "object"]
 _KINDS: dict[str, Kind] = {"file": "file", "sqlite": "sqlite", "postgresql": "postgres", "postgres": "postgres"}
 _KINDS |= {"s3": "object", "gs": "object", "az": "object"}
 
-_reference = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+reference = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _userinfo = re.compile(r"(?<=://)([^:/?#]*):(.*)@", re.S)
 _secret_parameter = re.compile(r"((?:ssl)?password=)([^&]*)")
 
@@ -37,14 +37,14 @@ def kind_of(uri: str) -> Kind | None:
     """What an address leads to; None for a scheme that is not known, and for one that is all in the environment."""
     scheme, separator, _ = uri.partition("://")
     if not separator:
-        return None if _reference.match(uri) else "file"
+        return None if reference.match(uri) else "file"
     return _KINDS.get(scheme.lower())
 
 
 def shown(uri: str) -> str:
     """An address as messages show it. What is no `${NAME}` in the place of a password is hidden."""
-    uri = _userinfo.sub(lambda m: m[0] if _reference.fullmatch(m[2]) else f"{m[1]}:***@", uri)
-    return _secret_parameter.sub(lambda m: m[0] if _reference.fullmatch(m[2]) else f"{m[1]}***", uri)
+    uri = _userinfo.sub(lambda m: m[0] if reference.fullmatch(m[2]) else f"{m[1]}:***@", uri)
+    return _secret_parameter.sub(lambda m: m[0] if reference.fullmatch(m[2]) else f"{m[1]}***", uri)
 
 
 def fault_of(uri: str, *, database: bool) -> str | None:
@@ -52,7 +52,7 @@ def fault_of(uri: str, *, database: bool) -> str | None:
     kind = kind_of(uri)
     if shown(uri) != uri:
         return "a password stands in the address; expected ${NAME} there, which the environment holds"
-    if database and kind not in ("sqlite", "postgres") and not _reference.match(uri):
+    if database and kind not in ("sqlite", "postgres") and not reference.match(uri):
         return f"'{uri}' is no database; expected sqlite:///FILE or postgresql://HOST/DATABASE"
     if kind is None and not database:
         known = ", ".join(f"{scheme}://" for scheme in _KINDS)
@@ -93,7 +93,7 @@ def database(uri: str, base_dir: Path, env: Mapping[str, str] = os.environ) -> D
     """The database at an address. Raises Unusable, also for a variable that is not set; nothing is opened yet."""
     if fault := fault_of(uri, database=True):
         raise Unusable(fault)
-    url, secrets = _expanded(uri, env)
+    url, secrets = expanded(uri, env)
     match kind_of(url), url.partition("://")[2]:
         case "sqlite", rest:
             if not rest.startswith("/") or rest in ("/", "/:memory:"):
@@ -116,7 +116,7 @@ def connect_postgres(db: Database) -> psycopg.Connection[tuple[Any, ...]]:
         raise Unusable(db.words(error)) from None  # its context holds the address
 
 
-def _expanded(uri: str, env: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+def expanded(uri: str, env: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     """The address with what its variables hold, and what must never be shown of it."""
     secrets: list[str] = []
 
@@ -127,7 +127,7 @@ def _expanded(uri: str, env: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
         secrets.extend((secret, text))
         return text
 
-    url = _reference.sub(value, uri)
+    url = reference.sub(value, uri)
     for found in [m[2] for pattern in (_userinfo, _secret_parameter) if (m := pattern.search(url))]:
         secrets += [found, unquote(found)]
     return url, tuple(sorted({s for s in secrets if s}, key=len, reverse=True))

@@ -14,16 +14,17 @@ import os
 import socket
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
+from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import resume, views
+from . import judging, notifying, publishing, resume, views
 from .blobs import Blobs
 from .clock import Clock, SystemClock
 from .codec import plan_to_json, terms_to_json
@@ -48,6 +49,7 @@ from .errors import (
 )
 from .ledger import Ledger, NewShard, OpenPlan
 from .plan import choose, offers_for, once_more
+from .planned import Prepared
 from .price import format_usd
 from .settings import Settings, settings
 from .types import Endpoint, Job, JobState, Outcome, Plan, Price, ShardState, Terms, Tier
@@ -55,9 +57,11 @@ from .types import Endpoint, Job, JobState, Outcome, Plan, Price, ShardState, Te
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from .changes import Since
+    from .inspection import Inspecting, Through
+    from .judging import Lot
     from .known import Known
     from .plan import Earlier
-    from .planned import Prepared
     from .providers import Provider
     from .sources import RowSource
 
@@ -85,6 +89,12 @@ class Client(AbstractContextManager["Client"]):
     def close(self) -> None:
         self._exits.close()
         self.ledger.close()
+
+    def again(self) -> Client:
+        """Another connection to the same ledger, with the same adapters: for work beside this client's."""
+        other = Client(self.settings, self.clock)
+        other._providers |= self._providers
+        return other
 
     def closing(self, call: Callable[[], object]) -> None:
         """Have something closed with this client."""
@@ -139,8 +149,17 @@ class Client(AbstractContextManager["Client"]):
             self.ledger.cancel_job(job, self.clock.now())
             self.engine.tick(job)
             figures = views.figures(self.ledger, job)
-            self.ledger.set_job_state(job, *standing(figures, cancelled=True, gated=False), self.clock.now())
+            self.ledger.set_job_state(job, *standing(figures, cancelled=True), self.clock.now())
         return views.figures(self.ledger, job)
+
+    def inspect(self, job: str, who: str | None = None, *, base_dir: Path = Path()) -> Inspecting | None:
+        """The inspection of what stands at a job's gate, by this person; None for a job without a gate.
+
+        `base_dir`: where functions that its rules name lie. Raises NotFound, and GatePending while the job runs.
+        """
+        from .inspection import inspecting
+
+        return inspecting(self.ledger, self.blobs, job, who or getuser(), self.clock.now(), base_dir)
 
     def resolve(self, shard: str, batch_id: str | None) -> None:
         """A person's answer to what a provider's listing cannot tell: no batch of the shard exists, or this one is it.
@@ -174,6 +193,7 @@ class JobPlan:
 
     value: Plan
     job: Job
+    since: Since | None = None  # what is different from the last publication; None: there is none, or it was not asked
 
     @property
     def id(self) -> str:
@@ -190,7 +210,7 @@ class JobPlan:
     def explain(self) -> str:
         from .plan import explain
 
-        return explain(self.value, self.job)
+        return explain(self.value, self.job, None if self.since is None else str(self.since))
 
     __str__ = __repr__ = explain
 
@@ -205,7 +225,10 @@ class Ok:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A row without one: `cause` as in lifecycle.CAUSES, `detail` in the provider's words."""
+    """A row without one: `cause` as in lifecycle.CAUSES, `detail` in the provider's words.
+
+    Also one that its gate left out: `cause` is `rule`, and `detail` the rule that the answer breaks, or `gate`.
+    """
 
     key: str
     cause: str | None
@@ -259,9 +282,30 @@ class JobHandle:
         """What running would do and cost. Writes blobs, never money; needs no key. Raises SpecError, SourceError, UnknownPrice."""
         from .planned import save_plan
 
-        prepared = self._prepare(self._quoting())
+        provider = self._quoting()
+        prepared = self._prepare(provider)
+        self._keep_contracts(prepared.plan, provider)
         save_plan(self.client.blobs, prepared, self._file)
-        return JobPlan(prepared.plan, self.value)
+        rows = publishing.PlanRows(prepared.plan.rows_blob, prepared.plan.shard_ids)
+        parts = publishing.components(self.value, prepared.source)
+        return JobPlan(prepared.plan, self.value, self._since(prepared.plan.digest, prepared.plan.n_rows, rows, parts))
+
+    def _since(self, digest: str, n_rows: int, rows: publishing.PlanRows, parts: Mapping[str, str]) -> Since | None:
+        """What a plan changes of the last publication; None before there is one."""
+        from .changes import Counts, Rows, Since, count_changes
+
+        c = self.client
+        last = publishing.last_rows(c.ledger, self.name)
+        if last is None:
+            return None
+        publication, plan, before = last
+        if plan == digest:
+            return Since(publication.version, Counts(n_rows, 0, 0, 0), ())
+        with c.blobs.scratch() as folder:
+            then, now = (Rows(c.blobs.path(r.rows_blob), r.shards) for r in (before, rows))
+            counts = count_changes(then, now, folder)
+        because = publishing.because(publishing.publications(c.ledger, self.name), parts)
+        return Since(publication.version, counts, because)
 
     def _prepare(self, provider: Provider) -> Prepared:
         from .prepare import prepare
@@ -323,12 +367,13 @@ class JobHandle:
         return lookup(self.value.provider, self.value.model, tier, today=today, overrides=overrides)
 
     def _known(self) -> Known:
-        """What need not be paid again: every line this job ever planned, and other jobs' usable answers."""
+        """What need not be paid again: every line this job ever planned, and usable answers of others no gate holds."""
         from .known import Known
 
-        blobs = self.client.blobs
-        roots = sorted(self.client.ledger.query("roots"), key=lambda r: r["job"] != self.name)
-        shards = [(r["id"], blobs.path(r["manifest_blob"]), _reusable(r, self.name)) for r in roots]
+        blobs, ledger = self.client.blobs, self.client.ledger
+        roots = sorted(ledger.query("roots"), key=lambda r: r["job"] != self.name)
+        passed = cache(partial(judging.is_open, ledger))
+        shards = [(r["id"], blobs.path(r["manifest_blob"]), _reusable(r, self.name, passed)) for r in roots]
         return Known(shards, blobs.folder / "index")
 
     def _earlier(self) -> Earlier | None:
@@ -351,20 +396,28 @@ class JobHandle:
         only: str | None = None,
         until: datetime | None = None,
         watch: Callable[[], None] = lambda: None,
+        tell: str | Sequence[str] = (),
     ) -> views.Figures | Any:
         """Run the job to its end, or go on with it; the figures since its first run (of a frame: the frame, answered).
 
         plan: run exactly this plan, or raise PlanStale. approve: asked once before the first money is held; None approves,
         for the budget is stated. only: send failed rows again and no others: `failed`, `failed:CAUSE`, `expired`,
-        `missing`, `cancelled`. Raises BudgetExceeded before anything is sent, SourceError for bad rows, KeyRefused; of a
+        `missing`, `cancelled`. tell: whom to tell of its end, once, like `mailto:me@example.com` (docs/notifications.md).
+
+        Raises BudgetExceeded before anything is sent, SourceError for bad rows, KeyRefused; of a
         frame, JobPaused or NotFinished when there is no frame to return yet, which figures say otherwise.
         """
+        c = self.client
+        asked = notifying.targets(tell if isinstance(tell, str) else " ".join(tell), "tell")
         if only is None:
             self.open(plan=plan, approve=approve)
         else:
             self._again(only, plan)
+        notifying.tell(c.ledger, self.name, asked, c.clock.now())
         self.client.engine.run(self.name, until=until, watch=watch)
         figures = self._finish()
+        if not c.settings.simulated:
+            notifying.after_run(c.ledger, c.settings.env, c.clock, self.name, ended=figures.finished)
         if self._frame is None:
             return figures
         if figures.paused:
@@ -392,7 +445,8 @@ class JobHandle:
             jobs = c.ledger.query("job", name=self.name)
             began, file = c.clock.now(), self._file_state()
             kept = self._resumed(jobs[0]["plan"], provider, file) if jobs else None
-            value, answering = (kept, ()) if kept else self._prepared(provider)
+            prepared = Prepared(kept, ()) if kept else self._prepare(provider)
+            value = prepared.plan
             if wanted is not None and value.id != wanted:
                 raise PlanStale(
                     plan=wanted,
@@ -404,8 +458,14 @@ class JobHandle:
             if again and not (jobs and jobs[0]["plan"] == value.digest):
                 why = "rows, prompt, model or prices are not those that ran; run the job without --only first"
                 raise PlanStale(plan=value.id, why=why, spec=self._file or self.name)
+            self._keep_contracts(value, provider)
             if value.n_new and not c.ledger.query("plan", job=self.name, digest=value.digest):
-                self._afford(value)
+                try:
+                    self._afford(value)
+                except BudgetExceeded as error:
+                    if not c.settings.simulated:
+                        notifying.refused(c.ledger, c.settings.env, c.clock, self.value, str(error))
+                    raise
                 if approve is not None and not approve(JobPlan(value, self.value)):
                     raise HumanNeeded(f"Plan {value.id} was not approved; nothing was sent.")
             now = c.clock.now()
@@ -417,23 +477,46 @@ class JobHandle:
                 "grounds": resume.grounds(self.value, trusted),
             }
             opened = OpenPlan(
-                self.name, value.digest, body, terms_to_json(self._terms(value)), self.value.owner,
+                self.name, value.digest, body, terms_to_json(self._terms(prepared)), self.value.owner,
                 replace(self.value.budget, micros=self._limit_micros), now + timedelta(seconds=self.value.deadline_s),
-                _new_shards(value, adapter, provider.account, now), answering, jobs[0]["revision"] if jobs else 0,
+                _new_shards(value, adapter, provider.account, now), prepared.answering,
+                jobs[0]["revision"] if jobs else 0,
             )  # fmt: skip
             if c.ledger.open_plan(opened, now):
+                notifying.listen(c.ledger, self.name, self.value.notify, now)
+                if self.value.quality is not None:
+                    judging.put_gate(c.ledger, self.name, value.digest, self.value.quality, now)
+                publishing.opened(
+                    c.ledger, self.value, value.digest, as_of=began if kept else value.source_as_of,
+                    source=prepared.source, tier=value.tier.value, window_s=self._window_s(provider), now=now,
+                )  # fmt: skip
                 return value
 
-    def _terms(self, plan: Plan) -> Terms:
-        job = self.value
+    def _terms(self, prepared: Prepared) -> Terms:
+        """What is asked for under a gate stays behind it, whatever the job file says by now."""
+        job, plan = self.value, prepared.plan
+        new = {shard.id for shard in plan.shards}
+        older = [shard for shard, _ in prepared.answering if shard not in new]
         return Terms(
             plan.provider, plan.model, plan.endpoint, plan.tier, plan.price, job.output_schema, job.attempts,
-            job.source.key, job.dedupe,
+            job.source.key, job.dedupe, judging.gate_for(self.client.ledger, self.name, older, job.quality),
         )  # fmt: skip
 
-    def _prepared(self, provider: Provider) -> tuple[Plan, tuple[tuple[str, bytes], ...]]:
-        prepared = self._prepare(provider)
-        return prepared.plan, prepared.answering
+    def _keep_contracts(self, plan: Plan, provider: Provider) -> None:
+        """Raises SpecError where a change of schedule, tier or deadline breaks what a reader was promised."""
+        broken = publishing.breaks(self.client.ledger, self.value, plan.tier.value, self._window_s(provider))
+        if broken:
+            from .spec import problems_at
+
+            words = [f"would break what a reader accepts: {found.arithmetic}" for found in broken]
+            raise SpecError(
+                problems_at(self._file, "schedule", words),
+                hint=f"run it more often, or have it revised: canwait fresh {self.name} --reader NAME --revise --max-age AGE",
+            )
+
+    def _window_s(self, provider: Provider) -> int:
+        """The most a run takes by what was promised."""
+        return min(provider.limits(self.value.model).window_s, self.value.deadline_s)
 
     def _resumed(self, digest: str, provider: Provider, file: resume.FileState | None) -> Plan | None:
         """The job's latest plan, where planning again would make the same; then no row is read.
@@ -530,12 +613,14 @@ class JobHandle:
 
     def _finish(self) -> views.Figures:
         """Where the job stands now; when nothing is open its rows are loaded, unless a gate stands before them."""
+        from .inspection import opened
+
         c = self.client
+        if views.figures(c.ledger, self.name).finished:
+            opened(c.ledger, c.blobs, self.name, c.clock.now(), self.value.base_dir)
         figures = views.figures(c.ledger, self.name)
-        state, why = standing(
-            figures, cancelled=bool(c.ledger.job(self.name)["cancelled"]), gated=self.value.quality is not None
-        )
-        if figures.finished and self.value.load is not None and state is not JobState.GATE:
+        state, why = standing(figures, cancelled=bool(c.ledger.job(self.name)["cancelled"]))
+        if figures.finished and self.value.load is not None and figures.readable:
             self._load_in_turn()
         c.ledger.set_job_state(self.name, state, why, c.clock.now())
         return views.figures(c.ledger, self.name)
@@ -556,51 +641,76 @@ class JobHandle:
     def load(self) -> int:
         """Bring the usable rows into the target in one atomic step, the failed ones beside it; rows the target has then.
 
-        Safe to repeat. Raises GatePending when the job must be judged first, SinkError with the target as it was.
+        Safe to repeat. Raises GatePending when the job must be judged first, GateRefused when it was judged and refused,
+        SinkError with the target as it was.
         """
-        from .load import answers
         from .sinks.opening import discard, failed_rows, open_sink
 
         c, job = self.client, self.value
-        if job.quality is not None:
-            raise GatePending(
-                job=self.name, hint="judging comes with a later version; without `quality:` the job loads at its end"
-            )
         if job.load is None:
             raise SpecError(
                 [Problem(self.name, None, None, "load", "the job file names no target")],
                 hint="add `load: labels.parquet`",
             )
-        with answers(c.ledger, c.blobs, self.name) as rows:
+        from .published import keeping
+
+        lot = self._passed()
+        draft = publishing.draft(c.ledger, self.name, lot.reason if lot else "no gate")
+        with (
+            self._readable() as rows,
+            keeping(c.blobs, rows.columns.loaded, rows.columns.kind, draft.blob) as kept,
+        ):
             key = job.source.key
             opened = partial(open_sink, base_dir=job.base_dir, key=key, env=c.settings.env, scratch=c.settings.scratch)
-            n = opened(job.load).load(rows.loaded(), rows.columns.loaded)
+            n = opened(job.load).load(kept.passing(rows.loaded()), rows.columns.loaded)
             beside = failed_rows(job.load)
             n_failed = opened(beside).load(rows.failed(), rows.columns.failed)
             if not n_failed:
                 discard(beside, job.base_dir)
         c.ledger.loaded(self.name, {"to": job.load.to, "rows": n, "failed": n_failed}, c.clock.now())
+        figures, given_up = views.figures(c.ledger, self.name), c.ledger.job(self.name)["cancelled"]
+        if figures.finished and kept.n_rows and not given_up:  # else rows that readers have now would be gone
+            since = self._since(*publishing.planned(c.ledger, job))
+            publishing.publish(
+                c.ledger, draft, job, blob=kept.blob, rows=kept.n_rows, failed=n_failed, models=kept.models,
+                now=c.clock.now(), since=str(since) if since else "",
+            )  # fmt: skip
         return n
 
     def results(self) -> Results:
-        """The ended rows, and how much of the job they are; also while it runs. Raises GatePending, NotFound."""
-        if self.value.quality is not None:
-            raise GatePending(job=self.name)
+        """The ended rows, and how much of the job they are; also while it runs.
+
+        Of a job with a gate only once it has opened: raises GatePending, GateRefused; and NotFound before the first run.
+        """
+        self._passed()
         figures = self.figures()
         return Results(figures.state, figures.rows, figures.rows - figures.pending, self.rows())
 
     def rows(self) -> Iterator[Ok | Failed]:
-        """Every ended row of the dataset. Raises GatePending when the job must be judged first."""
-        from .load import answers
-
-        if self.value.quality is not None:
-            raise GatePending(job=self.name)
-        with answers(self.client.ledger, self.client.blobs, self.name) as rows:
+        """Every ended row of the dataset. Raises GatePending when the job must be judged first, GateRefused."""
+        with self._readable() as rows:
             for key, text in rows.texts():
                 yield Ok(key, self._value(text))
-            for batch in rows.failed():
-                for record in batch.to_pylist():
-                    yield Failed(record[rows.columns.key], record["_cause"], record["_outcome"], record["_detail"])
+            yield from _failed(rows)
+
+    def _passed(self) -> Lot | None:
+        """What the gate has let through; None without one. Raises GatePending, GateRefused."""
+        from .inspection import passed
+
+        c = self.client
+        if self.value.quality is not None and judging.standing(c.ledger, self.name).quality is None:
+            raise GatePending(job=self.name, hint="the job file has a gate now: run the job again, which costs nothing")
+        return passed(c.ledger, c.blobs, self.name, c.clock.now(), self.value.base_dir)
+
+    @contextmanager
+    def _readable(self) -> Iterator[Through]:
+        """The answers of the latest plan, as far as its gate let them through. Raises GatePending, GateRefused."""
+        from .inspection import let_through
+
+        self._passed()
+        c = self.client
+        with let_through(c.ledger, c.blobs, self.name, c.clock.now(), self.value.base_dir) as rows:
+            yield rows
 
     def _value(self, text: str) -> Any:
         if self._output is not None:
@@ -610,8 +720,15 @@ class JobHandle:
 
     @property
     def failed(self) -> list[Failed]:
-        """Rows without a usable answer, with their cause."""
-        return [row for row in self.rows() if isinstance(row, Failed)]
+        """Rows without a usable answer, with their cause; also before their gate has opened."""
+        from .inspection import left_out
+
+        with left_out(self.client.ledger, self.client.blobs, self.name) as rows:
+            return list(_failed(rows))
+
+    def inspect(self, who: str | None = None) -> Inspecting | None:
+        """The inspection of what stands at the gate, as `Client.inspect`."""
+        return self.client.inspect(self.name, who, base_dir=self.value.base_dir)
 
     @property
     def cost(self) -> Cost:
@@ -626,15 +743,11 @@ class JobHandle:
         """The frame that went in, with the output's columns added; rows without a usable answer hold nulls."""
         import pyarrow as pa
 
-        from .load import answers
+        from .render import key_text
         from .sources.frames import to_frame_like
 
-        if self.value.quality is not None:
-            raise GatePending(job=self.name)
-        from .render import key_text
-
         table = self._table
-        with answers(self.client.ledger, self.client.blobs, self.name) as rows:
+        with self._readable() as rows:
             found = pa.Table.from_batches(list(rows.loaded()), rows.columns.loaded)
             names = [n for n, _ in rows.columns.answer]
         places = {key: place for place, key in enumerate(found[self.value.source.key].to_pylist())}
@@ -644,18 +757,24 @@ class JobHandle:
         return to_frame_like(self._frame, table)
 
 
-def standing(figures: views.Figures, *, cancelled: bool, gated: bool) -> tuple[JobState, str]:
+def _failed(rows: Through) -> Iterator[Failed]:
+    for batch in rows.failed():
+        for record in batch.to_pylist():
+            yield Failed(record[rows.columns.key], record["_cause"], record["_outcome"], record["_detail"])
+
+
+def standing(figures: views.Figures, *, cancelled: bool) -> tuple[JobState, str]:
     """Where a job stands, and why."""
     words = f"{figures.ok} ok, {figures.failed} failed, {figures.missing} missing of {figures.rows}"
     if not figures.finished:
         return JobState.IN_PROGRESS, figures.paused or (figures.blocked[0] if figures.blocked else "shards are open")
     if cancelled:
         return JobState.CANCELLED, words
+    if figures.gate is not None and figures.gate.verdict is not judging.Verdict.ACCEPTED:
+        return (JobState.REFUSED if figures.gate.verdict else JobState.GATE), figures.gate.reason
     if figures.ok == figures.rows:
-        return (JobState.GATE, "waits to be judged") if gated else (JobState.COMPLETED, words)
-    if figures.ok == 0 and figures.expired:
-        return JobState.EXPIRED, words
-    return (JobState.GATE, "waits to be judged") if gated and figures.ok else (JobState.COMPLETED_WITH_FAILURES, words)
+        return JobState.COMPLETED, words
+    return (JobState.EXPIRED if figures.ok == 0 and figures.expired else JobState.COMPLETED_WITH_FAILURES), words
 
 
 def map(
@@ -705,14 +824,17 @@ def map(
     return JobHandle(client or connect(), job, from_frame(table), frame, table, output=answer)
 
 
-def _reusable(root: Row, job: str) -> Callable[[int], bool]:
+def _reusable(root: Row, job: str, passed: Callable[[str, str], bool]) -> Callable[[int], bool]:
+    """`passed`: whether the gate of a job's plan is open."""
     if root["job"] == job:
         return lambda line: True
     vector = b""
 
     def is_ok(line: int) -> bool:
         nonlocal vector
-        vector = vector or zlib.decompress(root["vector"])  # of most shards no line is looked for
+        if not vector:  # of most shards no line is looked for
+            is_open = passed(root["job"], root["plan"])
+            vector = zlib.decompress(root["vector"]) if is_open else bytes([Outcome.PENDING]) * root["n_lines"]
         return vector[line] == Outcome.OK
 
     return is_ok

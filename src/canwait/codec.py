@@ -20,6 +20,7 @@ from .types import (
     PlannedShard,
     Price,
     PriceStep,
+    Quality,
     Terms,
     Tier,
     Usage,
@@ -83,7 +84,14 @@ def terms_to_json(terms: Terms) -> dict[str, Any]:
 
 
 def terms_from_json(raw: Mapping[str, Any]) -> Terms:
-    return Terms(**{**raw, "tier": Tier(raw["tier"]), "price": price_from_json(raw["price"])})
+    quality = raw.get("quality")  # of a plan that an older version opened there is none
+    gate = {"quality": quality_from_json(quality) if quality else None}
+    return Terms(**{**raw, "tier": Tier(raw["tier"]), "price": price_from_json(raw["price"]), **gate})
+
+
+def quality_from_json(raw: Mapping[str, Any]) -> Quality:
+    shares = {name: Decimal(raw[name]) for name in ("refuse_if_bad_rate", "sure")}
+    return Quality(**{**raw, **shares, "rules": tuple(raw["rules"])})
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

@@ -10,9 +10,13 @@ CanwaitError                    exit  1
   HumanNeeded                         3   approval or a decision is needed and input is off
   JobPaused                           3   out of credit or a spend cap at the provider
   GatePending                         3   finished, but the gate has not been passed
+  AlreadyJudged                       3   somebody else judged this row meanwhile
   KeyRefused                          4   the provider's key is missing or refused
   BudgetExceeded                      5   a budget refused: nothing was sent
   BudgetFrozen                        5   a bill exceeded its reservation; a person must look
+  GateRefused                         7   judged, and refused: nothing of it is loaded or can be read
+  StaleResult                         8   older than its reader accepts: nothing was served
+  NotBuilt                            8   nothing of the job was accepted yet
   NotFinished                         9   not finished before the timeout; the job goes on
   LedgerError                         1
     LedgerUnreadable                  1   the database cannot be opened or is not ours
@@ -155,9 +159,24 @@ class JobPaused(CanwaitError):
 
 
 class GatePending(CanwaitError):
-    """Job {job} has finished and waits to be judged; nothing is loaded before."""
+    """Job {job} waits to be judged; nothing of it is loaded or can be read before."""
 
     exit_code, code = 3, "gate_pending"
+    hint = "`canwait inspect {job}` shows rows to judge, once it has finished"
+
+
+class AlreadyJudged(CanwaitError):
+    """Row {place} of job {job} cannot be judged: {why}."""
+
+    exit_code, code = 3, "already_judged"
+    hint = "`canwait inspect {job}` shows what is left to judge"
+
+
+class GateRefused(CanwaitError):
+    """Job {job} was refused by its gate: {why}. Nothing of it is loaded or can be read."""
+
+    exit_code, code = 7, "gate_refused"
+    hint = "`canwait inspect {job}` shows rows and causes; mend the prompt and run it again: that is another lot"
 
 
 class KeyRefused(CanwaitError):
@@ -179,6 +198,20 @@ class BudgetFrozen(CanwaitError):
 
     exit_code, code = 5, "budget_frozen"
     hint = "look at `canwait budget show`, then `canwait budget thaw {budget}`"
+
+
+class StaleResult(CanwaitError):
+    """Version {version} of {job} is {why}. Nothing was served."""
+
+    exit_code, code = 8, "stale"
+    hint = "run the job again; `canwait fresh {job}` shows what its readers accept"
+
+
+class NotBuilt(CanwaitError):
+    """There is nothing of {job} to read: {why}."""
+
+    exit_code, code = 8, "not_built"
+    hint = "run and load the job; `canwait status {job}` shows where it stands"
 
 
 class NotFinished(CanwaitError):

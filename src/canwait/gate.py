@@ -8,7 +8,7 @@ are fixed by a seed before there are any.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -71,12 +71,48 @@ def curve(plan: Inspection, n_points: int = 41) -> list[tuple[float, float, floa
     return [(rate, *_walk(plan, round(rate * plan.n_lot))) for rate in rates]
 
 
+def interval(plan: Inspection, n_judged: int, n_bad: int, level: float = 0.95) -> tuple[float, float]:
+    """The bad rates of a lot that a decided inspection does not contradict; exact also where it stopped early.
+
+    Ends are ordered by the share of bad rows seen. Where none was bad all doubt lies on one side: 0 of 60 is "at most 4.9 %".
+    """
+    doubt = (1 - level) / (1 if n_bad in (0, n_judged) else 2)
+    seen = n_bad / n_judged if n_judged else 0.0
+
+    def chance(lot_bad: int, *, fewer: bool) -> float:
+        ends = _ends(plan, lot_bad)
+        return math.fsum(p for k, bad, p in ends if (bad / k <= seen + 1e-12 if fewer else bad / k >= seen - 1e-12))
+
+    least, most = n_bad, plan.n_lot - (n_judged - n_bad)
+    lowest = _first(least, most, lambda lot_bad: chance(lot_bad, fewer=False) > doubt) if n_bad else 0
+    highest = most
+    if n_bad < n_judged:
+        highest = _first(lowest, most, lambda lot_bad: chance(lot_bad, fewer=True) <= doubt)
+        highest -= chance(highest, fewer=True) <= doubt
+    return (lowest / plan.n_lot, max(lowest, highest) / plan.n_lot) if plan.n_lot else (0.0, 0.0)
+
+
+def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The first number of a range from which on something holds; `high` where it never does before."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
 def _walk(plan: Inspection, n_bad: int) -> tuple[float, float]:
-    """Every path of bad and good draws, together where they meet."""
+    """How often a lot passes, and the rows judged on average."""
     if not plan.most_rows:
         return 1.0, 0.0
+    ends = _ends(plan, n_bad)
+    passed = sum(p for k, bad, p in ends if plan.decide(k, bad) is Decision.ACCEPT)
+    return passed, sum(k * p for k, _, p in ends)
+
+
+def _ends(plan: Inspection, n_bad: int) -> list[tuple[int, int, float]]:
+    """Where an inspection ends, (rows judged, bad ones, probability): every path of draws, together where they meet."""
     at = {0: 1.0}  # bad rows seen -> probability of being here undecided
-    passed = rows = 0.0
+    ends = []
     for k in range(plan.most_rows):
         after: dict[int, float] = {}
         for bad, chance in at.items():
@@ -86,15 +122,11 @@ def _walk(plan: Inspection, n_bad: int) -> tuple[float, float]:
                     after[seen] = after.get(seen, 0.0) + part
         at = {}
         for bad, chance in after.items():
-            match plan.decide(k + 1, bad):
-                case Decision.ACCEPT:
-                    passed += chance
-                    rows += chance * (k + 1)
-                case Decision.REFUSE:
-                    rows += chance * (k + 1)
-                case Decision.GO_ON:
-                    at[bad] = chance
-    return passed, rows
+            if plan.decide(k + 1, bad) is Decision.GO_ON:
+                at[bad] = chance
+            else:
+                ends.append((k + 1, bad, chance))
+    return ends
 
 
 # ------------------------------------------------------------------------------------------------------------- plans
@@ -156,6 +188,11 @@ def sequential(n_lot: int, bad_rate: float, sure: float, most_rows: int = MOST_R
                 break
     assert best is not None
     return best
+
+
+def needed(bad_rate: float, sure: float) -> int:
+    """How many rows are always enough to refuse a lot of `bad_rate` so surely, with none of them allowed to be bad."""
+    return math.ceil(math.log1p(-sure) / math.log1p(-bad_rate) - 1e-9)
 
 
 def good_rate(plan: Inspection) -> float:

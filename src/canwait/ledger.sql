@@ -168,7 +168,7 @@ SELECT * FROM shard WHERE root = :root AND role = 'work' ORDER BY attempt, id;
 
 -- name: roots
 -- Every planned shard of the ledger: what reuse looks through.
-SELECT id, job, manifest_blob, vector, results_blob FROM shard WHERE id = root AND role = 'work' ORDER BY id;
+SELECT id, job, plan, n_lines, manifest_blob, vector, results_blob FROM shard WHERE id = root AND role = 'work' ORDER BY id;
 
 -- name: due
 -- A shard that may be advanced now and that nobody holds.
@@ -328,3 +328,291 @@ FROM shard s LEFT JOIN intent i ON i.token = s.token AND s.role = 'work' WHERE s
 SELECT COALESCE(SUM(n_lines), 0) AS n, COALESCE(SUM(output_tokens), 0) AS output_tokens,
   COALESCE(SUM(input_tokens), 0) AS input_tokens, COALESCE(SUM(input_bound), 0) AS input_bound FROM shard
 WHERE job = :job AND state = 'settled' AND role = 'work' AND held_micros = 0 AND output_tokens > 0;
+
+-- name: lot
+-- One lot.
+SELECT * FROM lot WHERE id = :id;
+
+-- name: lot_answers
+-- Which files answer a plan's rows, in the order they settled.
+SELECT s.root, s.results_blob FROM shard s WHERE s.role = 'work' AND s.results_blob IS NOT NULL
+  AND s.root IN (SELECT shard FROM plan_shard WHERE job = :job AND plan = :plan)
+ORDER BY s.root, s.settled_us, s.attempt, s.id;
+
+-- name: lot_insert
+-- A lot whose sample is drawn, once.
+INSERT INTO lot (id, job, plan, n_rows, broken, parts, sample_blob, rows_blob, drawn_us, reason)
+VALUES (:id, :job, :plan, :n_rows, :broken, :parts, :sample_blob, :rows_blob, :at, :reason)
+ON CONFLICT (id) DO NOTHING;
+
+-- name: lot_decide
+-- The verdict, once.
+UPDATE lot SET verdict = :verdict, reason = :reason, taken = :taken WHERE id = :id AND verdict IS NULL;
+
+-- name: lot_reason
+-- How far its inspection is.
+UPDATE lot SET reason = :reason WHERE id = :id AND verdict IS NULL;
+
+-- name: judgements
+-- What was said of a lot, by place.
+SELECT * FROM judgement WHERE lot = :lot ORDER BY place;
+
+-- name: judge
+-- What one person says of one row, unless somebody has; what nobody was sure of may be said later.
+INSERT INTO judgement (lot, place, word, cause, who, at_us, seq)
+VALUES (:lot, :place, :word, :cause, :who, :at, (SELECT COALESCE(MAX(seq), 0) + 1 FROM judgement WHERE lot = :lot))
+ON CONFLICT (lot, place) DO UPDATE SET word = excluded.word, cause = excluded.cause, who = excluded.who,
+  at_us = excluded.at_us, seq = excluded.seq WHERE judgement.word = 'unsure';
+
+-- name: judgement_undo
+-- Take back what one person said last, if it still stands.
+DELETE FROM judgement WHERE lot = :lot AND seq = (SELECT MAX(seq) FROM judgement WHERE lot = :lot AND who = :who);
+
+-- name: plan_terms
+-- A gate in front of a plan that had none.
+UPDATE plan SET terms = :terms WHERE job = :job AND digest = :digest;
+
+-- name: gates_of
+-- The terms of the plans under which a shard was asked for.
+SELECT p.job, p.digest, p.terms FROM plan p JOIN shard s ON s.job = p.job AND s.plan = p.digest WHERE s.id = :shard;
+
+-- name: publication_newest
+-- What readers see: of the latest input, and of one input the last made.
+SELECT * FROM publication WHERE job = :job ORDER BY as_of_us DESC, version DESC LIMIT 1;
+
+-- name: publication_same
+-- A publication of this content, the newest.
+SELECT * FROM publication WHERE job = :job AND content = :content ORDER BY as_of_us DESC, version DESC LIMIT 1;
+
+-- name: publications
+-- All publications of a job, oldest first.
+SELECT * FROM publication WHERE job = :job ORDER BY version;
+
+-- name: publication_version
+-- One publication.
+SELECT * FROM publication WHERE job = :job AND version = :version;
+
+-- name: publication_words
+-- What was said of a job's last publication.
+SELECT reason FROM journal WHERE job = :job AND kind = 'published' ORDER BY seq DESC LIMIT 1;
+
+-- name: publication_sums
+-- How many publications a job has, and what they cost together.
+SELECT COUNT(*) AS n, COALESCE(SUM(cost_micros), 0) AS cost_micros FROM publication WHERE job = :job;
+
+-- name: publication_insert
+-- The next publication of a job.
+INSERT INTO publication (job, version, content, plan, tier, as_of_us, produced_us, until_us, components, n_rows, n_failed,
+  cost_micros, verdict, rows_blob, key_column)
+VALUES (:job, :version, :content, :plan, :tier, :as_of, :produced, :until, :components, :n_rows, :n_failed,
+  :cost_micros, :verdict, :rows_blob, :key_column);
+
+-- name: published_jobs
+-- Jobs that have a publication or a reader.
+SELECT job FROM publication UNION SELECT job FROM contract c WHERE c.said <> 'withdrawn'
+  AND c.seq = (SELECT MAX(seq) FROM contract WHERE job = c.job AND reader = c.reader) ORDER BY job;
+
+-- name: input_read
+-- When a plan's input was last seen to be unchanged.
+SELECT * FROM input_read WHERE job = :job AND plan = :plan;
+
+-- name: input_seen
+-- A plan's input was seen again.
+INSERT INTO input_read (job, plan, as_of_us, components) VALUES (:job, :plan, :as_of, :components)
+ON CONFLICT (job, plan) DO UPDATE SET
+  components = CASE WHEN :known = 1 THEN excluded.components ELSE input_read.components END,
+  as_of_us = CASE WHEN excluded.as_of_us > input_read.as_of_us THEN excluded.as_of_us ELSE input_read.as_of_us END;
+
+-- name: cadence
+-- How often a job runs.
+SELECT * FROM cadence WHERE job = :job;
+
+-- name: cadence_set
+-- How often a job runs from now on.
+INSERT INTO cadence (job, schedule, tier, window_s, at_us) VALUES (:job, :schedule, :tier, :window_s, :at)
+ON CONFLICT (job) DO UPDATE SET schedule = excluded.schedule, tier = excluded.tier, window_s = excluded.window_s,
+  at_us = excluded.at_us;
+
+-- name: turnarounds
+-- How long runs of a job on one tier took that brought answers, oldest first.
+SELECT p.produced_us - p.as_of_us AS us FROM publication p WHERE p.job = :job AND p.tier = :tier
+  AND p.version = (SELECT MIN(version) FROM publication WHERE job = p.job AND content = p.content) ORDER BY p.version;
+
+-- name: contracts
+-- The contract of every reader that has one, of one job or of all.
+SELECT * FROM contract c WHERE (:job = '' OR c.job = :job) AND c.said <> 'withdrawn'
+  AND c.seq = (SELECT MAX(seq) FROM contract WHERE job = c.job AND reader = c.reader) ORDER BY c.job, c.reader;
+
+-- name: contract_last
+-- One reader's contract.
+SELECT * FROM contract WHERE job = :job AND reader = :reader ORDER BY seq DESC LIMIT 1;
+
+-- name: contract_history
+-- Everything stated of one reader's contract, oldest first.
+SELECT * FROM contract WHERE job = :job AND reader = :reader ORDER BY seq;
+
+-- name: contract_insert
+-- State a contract.
+INSERT INTO contract (job, reader, max_age_s, on_stale, missed_runs, said, who, at_us)
+VALUES (:job, :reader, :max_age_s, :on_stale, :missed_runs, :said, :who, :at);
+
+-- name: reading_insert
+-- Some reads of one publication by one reader.
+INSERT INTO reading (job, version, reader, at_us, n_reads, n_rows, age_us, n_stale)
+VALUES (:job, :version, :reader, :at, :n_reads, :n_rows, :age, :n_stale);
+
+-- name: readings
+-- The latest reads of one job by one reader.
+SELECT * FROM reading WHERE job = :job AND reader = :reader ORDER BY seq DESC LIMIT :count;
+
+-- name: readers
+-- Who has read a job, and when last.
+SELECT reader, MAX(at_us) AS at_us, SUM(n_reads) AS n_reads FROM reading WHERE job = :job GROUP BY reader ORDER BY reader;
+
+-- name: unread
+-- What a job cost since the last publication that anybody read.
+SELECT COALESCE(SUM(cost_micros), 0) AS micros FROM publication
+WHERE job = :job AND version > (SELECT COALESCE(MAX(version), 0) FROM reading WHERE job = :job);
+
+-- name: refresh_begin
+-- Be the one who makes the next publication, unless somebody is.
+INSERT INTO refresh (job, holder, lease_us) VALUES (:job, :holder, :lease)
+ON CONFLICT (job) DO UPDATE SET holder = excluded.holder, lease_us = excluded.lease_us WHERE refresh.lease_us <= :now;
+
+-- name: refresh_keep
+-- Go on being the one.
+UPDATE refresh SET lease_us = :lease WHERE job = :job AND holder = :holder;
+
+-- name: refresh_end
+-- It is made, or given up.
+DELETE FROM refresh WHERE job = :job AND holder = :holder;
+
+-- name: refreshing
+-- Who makes the next publication.
+SELECT * FROM refresh WHERE job = :job AND lease_us > :now;
+
+-- name: noticed
+-- Up to which event of the journal notices were made.
+SELECT CAST(value AS BIGINT) AS seq FROM meta WHERE name = 'noticed';
+
+-- name: noticed_set
+-- Up to which they are made now.
+UPDATE meta SET value = CAST(:seq AS TEXT) WHERE name = 'noticed';
+
+-- name: events_end
+-- The journal's last event.
+SELECT COALESCE(MAX(seq), 0) AS seq FROM journal;
+
+-- name: events_of_note
+-- Events after a cursor that may be worth a notice, oldest first.
+SELECT * FROM journal WHERE seq > :since
+  AND kind IN ('job_state', 'job_paused', 'budget_frozen', 'budget_refused') ORDER BY seq;
+
+-- name: event_of_state
+-- Since when a job stands where it stands.
+SELECT * FROM journal WHERE job = :job AND kind = 'job_state' ORDER BY seq DESC LIMIT 1;
+
+-- name: lot_judged
+-- How far the judging of a job's last lot is.
+SELECT l.n_rows, COUNT(j.place) AS n_judged, SUM(CASE WHEN j.word = 'bad' THEN 1 ELSE 0 END) AS n_bad
+FROM lot l LEFT JOIN judgement j ON j.lot = l.id WHERE l.job = :job GROUP BY l.id, l.n_rows, l.drawn_us
+ORDER BY l.drawn_us DESC, l.id LIMIT 1;
+
+-- name: notice_insert
+-- What there is to tell, once.
+INSERT INTO notice (id, job, kind, body, at_us) VALUES (:id, :job, :kind, :body, :at) ON CONFLICT (id) DO NOTHING;
+
+-- name: notices_end
+-- The last notice.
+SELECT COALESCE(MAX(seq), 0) AS seq FROM notice;
+
+-- name: audience_insert
+-- Somebody is told from now on; what is known of him is replaced.
+INSERT INTO audience (job, target, is_once, secret, kinds, since) VALUES (:job, :target, :once, :secret, :kinds, :since)
+ON CONFLICT (job, target, is_once) DO UPDATE SET secret = excluded.secret, kinds = excluded.kinds;
+
+-- name: audience_of
+-- Whom a job's file names.
+SELECT target FROM audience WHERE job = :job AND is_once = 0;
+
+-- name: audience_once
+-- Who waits for the next end of a job.
+SELECT * FROM audience WHERE job = :job AND is_once = 1 ORDER BY target;
+
+-- name: audience_delete
+-- Somebody is told no more.
+DELETE FROM audience WHERE job = :job AND target = :target AND is_once = :once;
+
+-- name: audience_since
+-- He has been told up to here.
+UPDATE audience SET since = :since WHERE job = :job AND target = :target AND is_once = :once;
+
+-- name: audience_due
+-- Notices that somebody has not been told of, oldest first.
+SELECT a.job AS of_job, a.target, a.is_once, a.secret, a.kinds, n.seq, n.id, n.kind
+FROM audience a JOIN notice n ON n.seq > a.since AND (a.job = '' OR a.job = n.job) ORDER BY n.seq, a.job, a.target, a.is_once;
+
+-- name: delivery_insert
+-- One notice for one target, once.
+INSERT INTO delivery (id, notice, target, secret, state, n_tries, next_us, lease_us)
+VALUES (:id, :notice, :target, :secret, 'waiting', 0, :at, 0) ON CONFLICT (id) DO NOTHING;
+
+-- name: delivery_due
+-- What is to be sent next.
+SELECT d.*, n.body FROM delivery d JOIN notice n ON n.id = d.notice
+WHERE d.state = 'waiting' AND d.next_us <= :now AND d.lease_us <= :now AND (:job = '' OR n.job = :job) AND (:id = '' OR d.id = :id)
+ORDER BY d.next_us, d.id LIMIT 1;
+
+-- name: delivery_claim
+-- Be the one who sends it, for a while.
+UPDATE delivery SET n_tries = n_tries + 1, lease_us = :lease WHERE id = :id;
+
+-- name: delivery_end
+-- What came of it; what has arrived stays so, and of the others the last try decides.
+UPDATE delivery SET state = :state, next_us = :next, lease_us = 0
+WHERE id = :id AND state <> 'arrived' AND (:state = 'arrived' OR n_tries = :number);
+
+-- name: delivery_give_up
+-- Nothing more is sent to a target.
+UPDATE delivery SET state = 'failed' WHERE target = :target AND state = 'waiting';
+
+-- name: deliveries
+-- The latest deliveries with what they tell, newest first.
+SELECT d.*, n.seq, n.body, n.job, n.kind FROM delivery d JOIN notice n ON n.id = d.notice
+WHERE :id = '' OR d.id = :id ORDER BY n.seq DESC, d.target LIMIT :count;
+
+-- name: try_begin
+-- A try begins.
+INSERT INTO delivery_try (delivery, number, at_us, words) VALUES (:delivery, :number, :at, '');
+
+-- name: try_end
+-- What came of a try.
+UPDATE delivery_try SET outcome = :outcome, words = :words WHERE delivery = :delivery AND number = :number;
+
+-- name: tries
+-- Every try of a delivery.
+SELECT * FROM delivery_try WHERE delivery = :delivery ORDER BY number;
+
+-- name: alarms
+-- What is so, and was told.
+SELECT name, kind FROM alarm;
+
+-- name: alarm_insert
+-- It is so now.
+INSERT INTO alarm (name, kind) VALUES (:name, :kind) ON CONFLICT (name) DO NOTHING;
+
+-- name: alarm_delete
+-- It is no longer so.
+DELETE FROM alarm WHERE name = :name;
+
+-- name: silence
+-- A target wants nothing more.
+INSERT INTO silenced (target, at_us) VALUES (:target, :at) ON CONFLICT (target) DO NOTHING;
+
+-- name: unsilence
+-- A target was reached again.
+DELETE FROM silenced WHERE target = :target;
+
+-- name: silenced
+-- Targets that want nothing more.
+SELECT target FROM silenced;

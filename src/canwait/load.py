@@ -1,24 +1,29 @@
 """From results to rows: the dataset's rows joined to their answers by position, in source order, in bounded memory.
 
-It is a join by position: `rows_blob` says for each row which line of which shard answers it. The final record of each
-line is copied once for every row it answers into a file whose parts each belong to one *stretch* of consecutive rows;
-then one stretch after the other is read, put in order and handed on. Memory is some 10 bytes a row and a few stretches,
-whatever the order of the results.
+It is a join by position: `rows_blob` says for each row which line of which shard answers it. The rows are cut into
+*stretches*, and the shards are read in the order of the first row that each answers. So when a stretch is due, whatever
+answers it has been read: what belongs to it was kept in memory, what belongs to a later one waits on disk. A shard's
+rows mostly lie together, and then nothing waits. Memory is some 10 bytes a row and a few stretches, whatever the order.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from array import array
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from itertools import accumulate
+from functools import cached_property
+from io import IOBase
+from itertools import accumulate, pairwise
+from operator import itemgetter
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import IO, Any, Literal, cast
 
 import orjson
 import pyarrow as pa
@@ -37,7 +42,7 @@ from .types import Endpoint, Job, Outcome, Terms
 
 pc: Any = pyarrow.compute  # its stubs do not know all of it
 
-_STRETCH_BYTES, _STRETCH_ROWS = 16 << 20, 65_536  # of answers
+_STRETCH_BYTES, _STRETCH_ROWS = 32 << 20, 65_536  # of answers
 _BATCH_ROWS = 8192
 _PARSED_ROWS = 256  # whose JSON is held as objects: more of them fall out of the processor's cache
 _STAMP = pa.timestamp("us", "UTC")
@@ -63,6 +68,10 @@ class Columns:
         if self.embeds:
             return [("embedding", pa.list_(pa.float32(), -1 if self.dimensions is None else self.dimensions))]
         return list(self.fields) or [("output", pa.string())]
+
+    @property
+    def kind(self) -> Literal["fields", "text", "vector"]:
+        return "vector" if self.embeds else "fields" if self.fields else "text"
 
     @property
     def loaded(self) -> pa.Schema:
@@ -94,13 +103,23 @@ def answer_names(job: Job) -> list[str]:
     return list(field_types(job.output_schema)) or ["output"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Answering:
     """A planned shard that rows of the dataset point to."""
 
     n_lines: int
     foreign: bool  # paid by another job
     files: Sequence[tuple[Path, datetime]]  # what each of its sendings brought, and when, in the order of settling
+    wanted: Any  # by line: the rows of the dataset that it answers, ascending
+    first: int  # of those rows
+
+    @cached_property
+    def final(self) -> Any:
+        """By line: the number, counted through all its files, of the record that says what became of it.
+
+        None: each record is the final one of its line.
+        """
+        return None if _all_final(self) else pa.array(_final(self), _ROW)
 
 
 class Answers:
@@ -109,64 +128,49 @@ class Answers:
     def __init__(self, ledger: Ledger, blobs: Blobs, job: str, folder: Path) -> None:
         row = ledger.job(job)
         plan = ledger.query("plan", job=job, digest=row["plan"])[0]
+        self._folder = folder
         self._rows = blobs.path(json.loads(plan["body"])["rows_blob"])
         self.columns = columns_of(terms_from_json(json.loads(plan["terms"])))
-        self._body, kind = ("vector", pa.binary()) if self.columns.embeds else ("output", pa.string())
-        shards = [_answering(ledger, blobs, job, row) for row in ledger.query("plan_shards", job=job, plan=row["plan"])]
-        wanted = _wanted(self._rows, [shard.n_lines for shard in shards])
-        n_rows = _stretch_rows([path for shard in shards for path, _ in shard.files], self._body)
-        usable: list[tuple[str, pa.DataType]] = [
-            ("row", _ROW),
-            (self._body, kind),
-            ("model", pa.string()),
-            ("cost_micros", _MICROS),
-            ("at", _STAMP),
+        self._body = "vector" if self.columns.embeds else "output"
+        planned = ledger.query("plan_shards", job=job, plan=row["plan"])
+        wanted = _wanted(self._rows, [shard["n_lines"] for shard in planned])
+        shards = [
+            _answering(ledger, blobs, job, shard, rows)
+            for shard, rows in zip(planned, wanted, strict=True)
+            if len(rows.flatten())
         ]
-        failed: list[tuple[str, pa.DataType]] = [
-            ("row", _ROW),
-            ("outcome", pa.int8()),
-            ("cause", pa.string()),
-            ("detail", pa.string()),
-        ]
-        self._usable = _Spool(folder / "usable.arrow", pa.schema(usable), n_rows)
-        self._failed = _Spool(folder / "failed.arrow", pa.schema(failed), n_rows)
-        first_line = 0
-        for shard in shards:
-            self._copy(shard, wanted.slice(first_line, shard.n_lines))
-            first_line += shard.n_lines
-        self._usable.close()
-        self._failed.close()
-        pa.default_memory_pool().release_unused()  # or the sink's memory comes on top of it
+        self._shards = sorted(shards, key=lambda shard: shard.first)
+        most = _stretch_rows([path for shard in shards for path, _ in shard.files], self._body)
+        self._cuts = _cuts([shard.first for shard in self._shards], pq.read_metadata(self._rows).num_rows, most)
+        if self.columns.embeds:
+            self.columns = replace(self.columns, dimensions=self._dimensions())
 
     def loaded(self) -> Iterator[pa.RecordBatch]:
         """Rows with a usable answer."""
         schema = self.columns.loaded
-        for keys, part in self._joined(self._usable):
+        for keys, part in self._joined(ok=True):
             tier = pa.repeat(pa.scalar(self.columns.tier), len(keys))
-            rest = part["model"], tier, _usd(part["cost_micros"]), part["at"]
-            for start in range(0, len(keys), _BATCH_ROWS):
-                answers = self._columns(part[self._body].slice(start, _BATCH_ROWS))
-                key, *tail = (column.slice(start, _BATCH_ROWS) for column in (keys, *rest))
-                yield pa.RecordBatch.from_arrays([key, *answers, *tail], schema=schema)
+            costs = pc.if_else(part["pays"], part["cost_micros"], pa.scalar(Decimal(0), _MICROS))
+            columns = [keys, *self._columns(part[self._body]), part["model"], tier, _usd(costs), part["at"]]
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Key and answer, as the model wrote it, of every row with a usable one; an embedding is a JSON array."""
-        for keys, part in self._joined(self._usable):
-            for start in range(0, len(keys), _BATCH_ROWS):
-                texts: list[Any] = part[self._body].slice(start, _BATCH_ROWS).to_pylist()
-                if self.columns.embeds:
-                    texts = [orjson.dumps(memoryview(vector).cast("f").tolist()).decode() for vector in texts]
-                yield from zip(keys.slice(start, _BATCH_ROWS).to_pylist(), texts, strict=True)
+        for keys, part in self._joined(ok=True):
+            texts: list[Any] = part[self._body].to_pylist()
+            if self.columns.embeds:
+                texts = [orjson.dumps(memoryview(vector).cast("f").tolist()).decode() for vector in texts]
+            yield from zip(keys.to_pylist(), texts, strict=True)
 
     def failed(self) -> Iterator[pa.RecordBatch]:
         """Rows without one, with their cause."""
         names = pa.array([outcome.name.lower() for outcome in Outcome])
-        for keys, part in self._joined(self._failed):
+        for keys, part in self._joined(ok=False):
             columns = [keys, names.take(part["outcome"]), part["cause"], part["detail"]]
             yield pa.RecordBatch.from_arrays(columns, schema=self.columns.failed)
 
     def _columns(self, answers: Any) -> list[Any]:
-        """What some answers hold."""
+        """What some answers hold. Raises SinkError where an embedding is not as long as the first one."""
         if self.columns.embeds:
             return [_vectors(answers, self.columns.dimensions or 0)]
         if not self.columns.fields:
@@ -178,123 +182,154 @@ class Answers:
         answers = [orjson.loads(text) if text else None for text in texts]
         return [_column(answers, name, kind) for name, kind in self.columns.fields]
 
-    def _joined(self, spool: _Spool) -> Iterator[tuple[Any, pa.RecordBatch]]:
-        """Keys and records of the rows that have one there, in source order, a stretch of rows at a time."""
-        for number, keys in enumerate(_in_stretches(self._rows, spool.n_rows)):
-            if part := spool.stretch(number):
-                yield keys.take(pc.subtract(part["row"], number * spool.n_rows)), part
+    def _joined(self, *, ok: bool) -> Iterator[tuple[Any, pa.RecordBatch]]:
+        """Keys and records of the rows with, or without, a usable answer; in source order, at most _BATCH_ROWS at a time."""
+        names = ["model", "cost_micros", self._body] if ok else ["cause", "detail"]
+        waiting = deque(self._shards)
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            spool = _Spool(file, self._cuts)
+            for number, keys in enumerate(_in_stretches(self._rows, self._cuts)):
+                while waiting and waiting[0].first < self._cuts[number + 1]:
+                    for part in _parts(waiting.popleft(), names, ok=ok):
+                        spool.add(part, number)
+                for found in spool.stretch(number):
+                    yield keys.take(pc.subtract(found["row"], self._cuts[number])), found
 
-    def _copy(self, shard: _Answering, wanted: Any) -> None:
-        """Copy the final record of each of a shard's lines once for every row that wants it."""
-        final = None if _all_final(shard) else pa.array(_final(shard), pa.int64())
-        ok, free = pa.scalar(int(Outcome.OK), pa.int8()), pa.scalar(Decimal(0), _MICROS)
-        number = 0
-        for path, settled_at in shard.files:
-            at = pa.scalar(settled_at, _STAMP)
-            for records in _groups(path, ["line", "outcome", "cause", "detail", "model", "cost_micros", self._body]):
-                n_records = records.num_rows
-                if final is not None:
-                    ours = pa.array(range(number, number + n_records), pa.int64())
-                    records = records.filter(pc.equal(final.take(records["line"]), ours))
-                number += n_records
-                is_ok = pc.equal(records["outcome"], ok)
-                usable = pc.indices_nonzero(is_ok)
-                if self.columns.embeds:
-                    self._measure(records["vector"].take(usable))
-                rows = wanted.take(records["line"].take(usable))
-                copies = pc.list_parent_indices(rows)
-                taken = usable.take(copies)
-                # An answer that many rows share is charged to the first of them; what another job paid is free here.
-                is_first = pc.fill_null(pc.not_equal(pc.pairwise_diff(copies), 0), True)
-                is_charged = pa.repeat(False, len(copies)) if shard.foreign else is_first
-                costs = pc.if_else(is_charged, records["cost_micros"].take(taken), free)
-                self._usable.add(
-                    rows.flatten(), taken, records, {"cost_micros": costs, "at": pa.repeat(at, len(taken))}
-                )
-                failed = pc.indices_nonzero(pc.invert(is_ok))
-                rows = wanted.take(records["line"].take(failed))
-                self._failed.add(rows.flatten(), failed.take(pc.list_parent_indices(rows)), records)
+    def _dimensions(self) -> int | None:
+        """How many numbers the first embedding has; None where there is none."""
+        for shard in self._shards:
+            for part in _parts(shard, ["vector"], ok=True):
+                if len(part.rows):
+                    return len(part.records["vector"][part.taken[0].as_py()].as_buffer()) // 4
+        return None
 
-    def _measure(self, vectors: Any) -> None:
-        """Raises SinkError unless all embeddings of the job are of one length."""
-        for n_bytes in pc.unique(pc.binary_length(vectors)).to_pylist():
-            known = self.columns.dimensions or n_bytes // 4
-            if n_bytes != 4 * known:
-                raise SinkError(
-                    f"the job has embeddings of {known} and of {n_bytes // 4} numbers, and a column holds one length",
-                    hint="state `dimensions` in the job's `params:`, and send the rows again under a new job name",
-                )
-            self.columns = replace(self.columns, dimensions=known)
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Records, and the rows that get one of them."""
+
+    rows: Any
+    taken: Any  # by row: the number of its record
+    pays: Any  # by row: whether it is charged for it
+    records: pa.RecordBatch
+
+    def split(self, numbers: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """For each number, which rise as the rows do: `row`, `pays` and the record of its rows, in their order."""
+        order = pc.array_sort_indices(self.rows)
+        rows, taken, pays = (column.take(order) for column in (self.rows, self.taken, self.pays))
+        runs = pc.run_end_encode(numbers.take(order))
+        start = 0
+        for number, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+            n = end - start
+            columns = [rows.slice(start, n), pays.slice(start, n), *self.records.take(taken.slice(start, n)).columns]
+            yield number, pa.RecordBatch.from_arrays(columns, ["row", "pays", *self.records.schema.names])
+            start = end
 
 
 class _Spool:
-    """Records on disk, by the stretch of `n_rows` rows that they belong to."""
+    """Records on their way to the rows they belong to: those of the stretch that is due in memory, later ones on disk."""
 
-    def __init__(self, path: Path, schema: pa.Schema, n_rows: int) -> None:
-        self.n_rows = n_rows
-        self._path, self._schema = path, schema
-        self._file = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_file(self._file, schema)
-        self._n_parts = 0
-        self._parts: dict[int, list[int]] = {}  # by stretch
+    def __init__(self, file: IO[bytes], cuts: Sequence[int]) -> None:
+        self._file = cast(IOBase, file)
+        self._cuts, self._ends = cuts, pa.array(cuts[1:], _ROW)
+        self._due: dict[int, list[pa.RecordBatch]] = {}  # by batch of the stretch
+        self._later: dict[int, list[int]] = {}  # by stretch: where in the file they are
 
-    def add(
-        self, rows: Any, taken: Any, records: pa.RecordBatch, extra: Mapping[str, Any] = MappingProxyType({})
-    ) -> None:
-        """Row `rows[i]` gets the record of number `taken[i]`, and the i-th value of each extra column."""
-        order = pc.sort_indices(rows)
-        rows, taken = rows.take(order), taken.take(order)
-        extra = {name: column.take(order) for name, column in extra.items()}
-        ends = pc.run_end_encode(pc.divide(rows, self.n_rows))
-        start = 0
-        for stretch, end in zip(ends.values.to_pylist(), ends.run_ends.to_pylist(), strict=True):
-            numbers = taken.slice(start, end - start)
-            columns = [
-                extra[name].slice(start, end - start) if name in extra else records[name].take(numbers)
-                for name in self._schema.names[1:]
-            ]
-            columns.insert(0, rows.slice(start, end - start))
-            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
-            self._parts.setdefault(stretch, []).append(self._n_parts)
-            self._n_parts += 1
-            start = end
+    def add(self, part: _Part, due: int) -> None:
+        """No row of `part` is of a stretch before the one that is due."""
+        start, end = self._cuts[due], self._cuts[due + 1]
+        n_batches = -(-(end - start) // _BATCH_ROWS)
+        batches = pc.divide(pc.subtract(part.rows, start), _BATCH_ROWS)
+        stretches = pc.search_sorted(self._ends, part.rows, side="right").cast(_ROW)
+        later = pc.add(stretches, n_batches - due - 1)
+        for number, records in part.split(pc.if_else(pc.less(part.rows, end), batches, later)):
+            if number < n_batches:
+                self._due.setdefault(number, []).append(records)
+                continue
+            at = self._file.seek(0, os.SEEK_END)
+            self._later.setdefault(number - n_batches + due + 1, []).append(at)
+            with pa.ipc.new_stream(self._file, records.schema) as stream:
+                stream.write_batch(records)
 
-    def close(self) -> None:
-        """No more is added; now it can be read."""
-        self._writer.close()
-        self._file.close()
-        # Not mapped: pages that were read would count as our memory.
-        self._reader = pa.ipc.open_file(pa.OSFile(str(self._path), "rb"))
-
-    def stretch(self, number: int) -> pa.RecordBatch | None:
-        """The records of a stretch in the order of their rows; None where it has none."""
-        parts = [self._reader.get_batch(part) for part in self._parts.get(number, ())]
-        if len(parts) < 2:
-            return parts[0] if parts else None
-        whole = pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
-        del parts
-        return whole.take(pc.sort_indices(whole["row"]))
+    def stretch(self, due: int) -> Iterator[pa.RecordBatch]:
+        """The records of the stretch that is due, in the order of their rows."""
+        for at in self._later.pop(due, ()):
+            self._file.seek(at)
+            with pa.ipc.open_stream(self._file) as stream:
+                read = stream.read_next_batch()
+            records = pa.RecordBatch.from_arrays(read.columns[2:], read.schema.names[2:])
+            self.add(_Part(read["row"], _count(len(read)), read["pays"], records), due)
+        for number in sorted(self._due):
+            found = self._due.pop(number)
+            if len(found) > 1:
+                whole = pa.Table.from_batches(found).combine_chunks().to_batches()[0]
+                found = [whole.take(pc.array_sort_indices(whole["row"]))]
+            yield found[0]
 
 
-def _answering(ledger: Ledger, blobs: Blobs, job: str, row: Mapping[str, Any]) -> _Answering:
+def _count(n: int) -> Any:
+    """0 to n - 1."""
+    return pa.Array.from_buffers(_ROW, n, [None, pa.py_buffer(array("i", range(n)))])
+
+
+def _parts(shard: _Answering, names: Sequence[str], *, ok: bool) -> Iterator[_Part]:
+    """The final records of a shard's lines, those that are OK or all others, with the rows that want them."""
+    number = 0
+    for path, settled_at in shard.files:
+        at = pa.scalar(settled_at, _STAMP)
+        for group in _groups(path, ["line", "outcome", *names]):
+            n_records = group.num_rows
+            chosen = pc.equal(group["outcome"], pa.scalar(int(Outcome.OK), pa.int8()))
+            if not ok:
+                chosen = pc.invert(chosen)
+            if shard.final is not None:
+                ours = pc.equal(shard.final.take(group["line"]), pc.add(_count(n_records), number))
+                chosen = pc.and_(chosen, ours)
+            number += n_records
+            places = pc.indices_nonzero(chosen).cast(_ROW)
+            wanted = shard.wanted.take(group["line"].take(places))
+            copies = pc.list_parent_indices(wanted)
+            # An answer that many rows share is charged to the first of them; what another job paid is free here.
+            is_first = pc.fill_null(pc.not_equal(pc.pairwise_diff(copies), 0), True)
+            pays = pa.repeat(False, len(copies)) if shard.foreign else is_first
+            records = pa.RecordBatch.from_arrays(
+                [*(group[name] for name in ["outcome", *names]), pa.repeat(at, n_records)], ["outcome", *names, "at"]
+            )
+            yield _Part(wanted.flatten(), places.take(copies), pays, records)
+
+
+def _answering(ledger: Ledger, blobs: Blobs, job: str, row: Mapping[str, Any], wanted: Any) -> _Answering:
     sent = [s for s in ledger.query("shards_of_root", root=row["shard"]) if s["results_blob"]]
     sent.sort(key=lambda s: (s["settled_us"], s["attempt"]))
     files = [(blobs.path(s["results_blob"]), from_us(s["settled_us"])) for s in sent]
-    return _Answering(row["n_lines"], row["owner_job"] != job, files)
+    return _Answering(row["n_lines"], row["owner_job"] != job, files, wanted, pc.min(wanted.flatten()).as_py())
 
 
-def _wanted(rows: Path, n_lines: Sequence[int]) -> Any:
-    """For each line of all the shards, one after the other: the rows of the dataset that it answers, ascending."""
-    starts = pa.array([0, *accumulate(n_lines)], pa.int32())
+def _wanted(rows: Path, n_lines: Sequence[int]) -> list[Any]:
+    """For each shard, and each line of it: the rows of the dataset that it answers, ascending."""
+    starts = [0, *accumulate(n_lines)]
+    begin = pa.array(starts, pa.int32())
     found = [
-        pc.add(starts.take(batch["shard"]), batch["line"].cast(pa.int32()))
+        pc.add(begin.take(batch["shard"]), batch["line"].cast(pa.int32()))
         for batch in pq.ParquetFile(rows, pre_buffer=False).iter_batches(_STRETCH_ROWS, columns=["shard", "line"])
     ]
     lines = pa.concat_arrays(found) if found else pa.array([], pa.int32())
     del found
     order = pc.sort_indices(lines).cast(_ROW)  # stable: rows of one line stay in their order
-    offsets = pc.search_sorted(lines.take(order), pa.array(range(sum(n_lines) + 1), pa.int32()))
-    return pa.ListArray.from_arrays(offsets.cast(pa.int32()), order)
+    offsets = pc.search_sorted(lines.take(order), _count(starts[-1] + 1))
+    wanted = pa.ListArray.from_arrays(offsets.cast(pa.int32()), order)
+    return [wanted.slice(start, n) for start, n in zip(starts, n_lines, strict=False)]
+
+
+def _cuts(firsts: Sequence[int], n_rows: int, most: int) -> list[int]:
+    """Where stretches begin, and the end of the last: at the first row of a shard, or else at `most` rows."""
+    cuts = [0]
+    for first, following in pairwise([*firsts, n_rows]):
+        if following - cuts[-1] > most and first > cuts[-1]:
+            cuts.append(first)
+        while following - cuts[-1] > most:
+            cuts.append(cuts[-1] + most)
+    return [*cuts, n_rows] if n_rows else [0]
 
 
 def _stretch_rows(results: Sequence[Path], body: str) -> int:
@@ -313,7 +348,8 @@ def _all_final(shard: _Answering) -> bool:
     """Whether the lines were sent once, and each was answered once at most."""
     if len(shard.files) != 1:
         return False
-    lines = pq.read_table(shard.files[0][0], columns=["line"])["line"]
+    with pq.ParquetFile(shard.files[0][0], pre_buffer=False) as file:
+        lines = file.read(columns=["line"])["line"]
     return bool(pc.count_distinct(lines).as_py() == len(lines))
 
 
@@ -322,7 +358,7 @@ def _final(shard: _Answering) -> array[int]:
 
     Within one output a later record supersedes an earlier one; a later attempt supersedes anything but an OK answer.
     """
-    final = array("q", [-1]) * shard.n_lines
+    final = array("i", [-1]) * shard.n_lines
     is_ok = bytearray(shard.n_lines)
     number = 0
     for path, _ in shard.files:
@@ -342,20 +378,15 @@ def _groups(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         yield from file.read_row_group(number, columns=columns).combine_chunks().to_batches()
 
 
-def _in_stretches(rows: Path, n_rows: int) -> Iterator[Any]:
-    """The keys of the dataset's rows, so many at a time."""
-    held: list[Any] = []
-    n_held = 0
-    for batch in pq.ParquetFile(rows, pre_buffer=False).iter_batches(n_rows, columns=["key"]):
-        held.append(batch["key"])
-        n_held += len(batch)
-        if n_held >= n_rows:
-            keys = pa.concat_arrays(held)
-            yield keys.slice(0, n_rows)
-            held = [keys.slice(n_rows)]
-            n_held -= n_rows
-    if n_held:
-        yield pa.concat_arrays(held)
+def _in_stretches(rows: Path, cuts: Sequence[int]) -> Iterator[Any]:
+    """The keys of the dataset's rows, from each cut to the next."""
+    batches = pq.ParquetFile(rows, pre_buffer=False).iter_batches(_STRETCH_ROWS, columns=["key"])
+    keys: Any = pa.nulls(0, pa.string())
+    for start, end in pairwise(cuts):
+        while len(keys) < end - start:
+            keys = pa.concat_arrays([keys, next(batches)["key"]])
+        yield keys.slice(0, end - start)
+        keys = keys.slice(end - start)
 
 
 def _usd(micros: Any) -> Any:
@@ -365,7 +396,13 @@ def _usd(micros: Any) -> Any:
 
 
 def _vectors(vectors: Any, dimensions: int) -> Any:
-    """Embeddings of one length as a list column, not copied."""
+    """Embeddings of that length as a list column, not copied. Raises SinkError for one of another length."""
+    for n_bytes in pc.unique(pc.binary_length(vectors)).to_pylist():
+        if n_bytes != 4 * dimensions:
+            raise SinkError(
+                f"the job has embeddings of {dimensions} and of {n_bytes // 4} numbers, and a column holds one length",
+                hint="state `dimensions` in the job's `params:`, and send the rows again under a new job name",
+            )
     start = vectors.offset * 4 * dimensions
     numbers = pa.Array.from_buffers(pa.float32(), len(vectors) * dimensions, [None, vectors.buffers()[2].slice(start)])
     return pa.FixedSizeListArray.from_arrays(numbers, dimensions)
@@ -373,8 +410,8 @@ def _vectors(vectors: Any, dimensions: int) -> Any:
 
 def _column(answers: Sequence[Any], name: str, kind: Any) -> Any:
     try:
-        values = [answer.get(name) for answer in answers]
-    except AttributeError:  # a schema that is not of an object lets other answers through
+        values = list(map(itemgetter(name), answers))
+    except (KeyError, TypeError):  # where it is not required, or the schema lets through what is no object
         values = [answer.get(name) if isinstance(answer, dict) else None for answer in answers]
     try:
         if (column := _as_they_are(values, kind)) is not None:

@@ -325,9 +325,10 @@ def _sha256(value: object) -> str:
 # --------------------------------------------------------------------------------------------------- how a plan reads
 
 
-def explain(plan: Plan, job: Job) -> str:
-    """The plan in plain text, for a person to approve or not."""
-    return "\n".join([*_heading(plan), "", *_offers(plan), "", *_facts(plan, job), *_bad_rows(plan), "", *_next(plan)])
+def explain(plan: Plan, job: Job, since: str | None = None) -> str:
+    """The plan in plain text, for a person to approve or not; `since`: what is different from the last publication."""
+    facts = [*_facts(plan, job), *([f"  since      {since}"] if since else [])]
+    return "\n".join([*_heading(plan), "", *_offers(plan), "", *facts, *_bad_rows(plan), "", *_next(plan)])
 
 
 def _heading(plan: Plan) -> Iterator[str]:

@@ -28,12 +28,14 @@ class Prepared:
 
     plan: Plan
     answering: tuple[tuple[str, bytes], ...]  # by ordinal: shard id, weights as uint32 LE per line
+    source: str | None = None  # the fingerprint of its rows alone
 
 
 def save_plan(blobs: Blobs, prepared: Prepared, job_file: Path | None = None) -> None:
     """Keep a plan, so that it can be run by its id. A later plan of the same id takes its place."""
     answering = [[shard, base64.b64encode(zlib.compress(w)).decode()] for shard, w in prepared.answering]
-    blob = blobs.put(json.dumps({"plan": plan_to_json(prepared.plan), "answering": answering}).encode())
+    kept = {"plan": plan_to_json(prepared.plan), "answering": answering, "source": prepared.source}
+    blob = blobs.put(json.dumps(kept).encode())
     path = _path(blobs, prepared.plan.id)
     with blobs.scratch() as folder, writing(blobs.folder, "plan again; nothing was sent"):
         draft = folder / path.name
@@ -51,7 +53,7 @@ def load_plan(blobs: Blobs, plan: str) -> Prepared:
     with _kept(blobs, plan) as kept:
         saved = json.loads(blobs.read(kept["blob"]))
         answering = tuple((shard, zlib.decompress(base64.b64decode(weights))) for shard, weights in saved["answering"])
-        return Prepared(plan_from_json(saved["plan"]), answering)
+        return Prepared(plan_from_json(saved["plan"]), answering, saved.get("source"))
 
 
 def planned_file(blobs: Blobs, plan: str) -> Path | None:

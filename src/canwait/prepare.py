@@ -97,6 +97,7 @@ def prepare(
         rows_blob = blobs.adopt(read.rows_file)
     planned, expected = read.planned, setup.expected
     digest = digest_of(job, setup.endpoint, setup.price, requests.digest)
+    fingerprint = source.fingerprint()
     made = Plan(
         id=plan_id(digest), digest=digest, job=job.name, provider=provider.name, model=job.model, tier=setup.price.tier,
         endpoint=setup.endpoint, price=setup.price, standard_price=setup.standard, n_rows=requests.n_rows,
@@ -108,9 +109,9 @@ def prepare(
         expected_micros=sum(s.expected_micros for s in planned), worst_micros=sum(s.worst_micros for s in planned),
         standard_micros=None if setup.standard is None else shards.standard_micros, attempts=job.attempts,
         shards=planned, offers=setup.offers, rows_blob=rows_blob, shard_ids=tuple(shards.ids),
-        source_fingerprint=fingerprint_of(job, source.fingerprint()), source_as_of=now, created_at=now,
+        source_fingerprint=fingerprint_of(job, fingerprint), source_as_of=now, created_at=now,
     )  # fmt: skip
-    return Prepared(made, tuple(zip(shards.ids, map(_uint32, shards.weights), strict=True)))
+    return Prepared(made, tuple(zip(shards.ids, map(_uint32, shards.weights), strict=True)), fingerprint)
 
 
 class _Read(NamedTuple):
@@ -253,7 +254,7 @@ class _Requests:
         if (made := self._setup.bodies.render(columns, len(keys))) is None:
             return None
         middles, texts = made
-        if len(max(middles, key=len)) > self._most_bytes:
+        if max(map(len, middles)) > self._most_bytes:
             return None
         return _Piece(list(keys), self._identities(keys, middles), middles, texts, self._groups(batch, rows))
 
@@ -296,7 +297,8 @@ class _Requests:
         found, copy, tail = [], self._base.copy, self._setup.bodies.tail
         for middle in middles:
             digest = copy()
-            digest.update(middle + tail)
+            digest.update(middle)
+            digest.update(tail)
             found.append(digest.digest())
         if self._job.dedupe:
             return [request[:IDENTITY_BYTES] for request in found]
@@ -362,15 +364,15 @@ class _Shard:
     def take(self, fresh: _Fresh, start: int, full: int) -> int:
         """Append requests from `start` on, until one does not fit; how many. An empty shard takes at least one."""
         n = min(len(fresh.middles) - start, full - self.n_lines)
-        lengths = [len(middle) + self._around_bytes for middle in fresh.middles[start : start + n]]
-        bounds = fresh.bounds[start : start + n]
-        n_bytes, n_tokens = self.n_bytes + sum(lengths), self.n_tokens + sum(bounds)
+        middles, bounds = fresh.middles[start : start + n], fresh.bounds[start : start + n]
+        n_bytes = self.n_bytes + sum(map(len, middles)) + n * self._around_bytes
+        n_tokens = self.n_tokens + sum(bounds)
         most_tokens = sys.maxsize if self._room.max_tokens is None else self._room.max_tokens
         while n > (not self.n_lines) and (n_bytes > self._room.max_bytes or n_tokens > most_tokens):
             n -= 1
-            n_bytes -= lengths[n]
+            n_bytes -= len(middles[n]) + self._around_bytes
             n_tokens -= bounds[n]
-        self._middles += fresh.middles[start : start + n]
+        self._middles += middles[:n]
         self.identities += b"".join(fresh.identities[start : start + n])
         self.expected.extend(fresh.expected[start : start + n])
         self.bounds.extend(bounds[:n])
@@ -410,7 +412,7 @@ class _Shards:
         self.weights: list[array[int]] = []  # by ordinal, by line: how many rows wait for it
         self.moves: dict[int, tuple[int, int]] = {}  # ordinal -> first line that moved, and the ordinal it moved to
         self._setup, self._job, self._folder, self._places = setup, setup.job, folder, places
-        self._sizes = Sizes(setup.room.max_lines, setup.mark)
+        self._sizes = Sizes(min(setup.room.max_lines, MAX_LINES), setup.mark)  # a place has no room for more
         self._open: dict[str | None, _Shard] = {}
         self._reused: dict[str, int] = {}  # ordinals of older shards
         self._closed: dict[int, PlannedShard] = {}
@@ -419,19 +421,20 @@ class _Shards:
         """The place of each request."""
         identities = piece.identities
         answers, missing = self._places.find(identities)
-        new: dict[bytes, int] = {}  # identity -> the first row of the piece that has it
-        for row in missing:
-            new.setdefault(identities[row], row)
         again = [place for place in answers if place >= 0]
-        if new:
-            found = self._reuse(list(new))
-            fresh = [row for identity, row in new.items() if identity not in found] if found else list(new.values())
-            found |= zip([identities[row] for row in fresh], self._add(piece, fresh), strict=True)
-            self._places.add(list(found), list(found.values()))
-            for row in missing:
-                answers[row] = found[identities[row]]
-            if len(new) < len(missing):
-                again += [answers[row] for row in missing if new[identities[row]] != row]
+        if missing:
+            # Of rows that ask the same the first one stays here, for it comes last.
+            first = dict(zip([identities[row] for row in reversed(missing)], reversed(missing), strict=True))
+            new = sorted(first.values())
+            placed = self._reuse(identities, new)
+            fresh = [row for row in new if row not in placed] if placed else new
+            placed |= zip(fresh, self._add(piece, fresh), strict=True)
+            self._places.add([identities[row] for row in placed], list(placed.values()))
+            for row, place in placed.items():
+                answers[row] = place
+            for row in set(missing).difference(new):
+                answers[row] = answers[first[identities[row]]]
+                again.append(answers[row])
         for place in again:
             self.weights[place >> LINE_BITS][place & _LINE] += 1
         self.n_duplicates += len(again)
@@ -447,12 +450,12 @@ class _Shards:
             del self.weights[ordinal][first:]
         return tuple(shard for _, shard in sorted(self._closed.items()))
 
-    def _reuse(self, identities: list[bytes]) -> dict[bytes, int]:
-        """The places of those that an older shard answers."""
+    def _reuse(self, identities: list[bytes], rows: list[int]) -> dict[int, int]:
+        """The places of those rows that an older shard answers."""
         if not self._setup.known:
             return {}
-        found = zip(identities, self._setup.known.find(identities), strict=True)
-        places = {identity: self._older(*answered) for identity, answered in found if answered}
+        found = zip(rows, self._setup.known.find([identities[row] for row in rows]), strict=True)
+        places = {row: self._older(*answered) for row, answered in found if answered}
         for place in places.values():
             self.weights[place >> LINE_BITS][place & _LINE] += 1
         self.n_reused += len(places)
@@ -460,7 +463,9 @@ class _Shards:
 
     def _older(self, shard: str, line: int) -> int:
         if shard not in self._reused:
-            self._reused[shard] = self._next(shard, self._setup.known.n_lines[shard])
+            n_lines = self._setup.known.n_lines[shard]
+            assert n_lines <= MAX_LINES  # no plan makes larger ones
+            self._reused[shard] = self._next(shard, n_lines)
         return self._reused[shard] << LINE_BITS | line
 
     def _add(self, piece: _Piece, rows: list[int]) -> list[int]:

@@ -26,7 +26,7 @@ FileState = dict[str, Any]  # the host, and what `stat` says there; JSON-ready
 
 _SAFE_S = 2  # the coarsest clock of a file system in use (FAT)
 # What may change and leave a job's plan as it is; a field that is added to Job decides until it stands here.
-_IDLE = {"budget", "deadline_s", "load", "quality", "freshness", "schedule", "owner", "fallback", "base_dir"}
+_IDLE = {"budget", "deadline_s", "load", "quality", "freshness", "schedule", "owner", "fallback", "base_dir", "notify"}
 
 
 def kept(body: str, job: Job) -> tuple[Plan, FileState | None] | None:

@@ -6,11 +6,9 @@ exactly ten cents.
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from json import JSONDecodeError
 from pathlib import Path
@@ -35,8 +33,13 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from . import types
 from .addresses import fault_of, kind_of, local_path, shown
+from .channels import fault_of as target_fault
+from .checks import function_of, rule_fault
 from .document import Document, Fault, Unreadable, document_of, read_document, read_text
 from .errors import Problem, SpecError
+from .gate import needed
+from .importing import imported
+from .notices import KINDS
 from .render import (
     ROLES,
     Loc,
@@ -75,6 +78,15 @@ def job_from_dict(d: Mapping[str, Any], *, name_of_file: str = "<job>", base_dir
     if isinstance(output, type) and issubclass(output, BaseModel):
         return _job(document_of({**d, "output": None}, name_of_file, base_dir), output)
     return _job(document_of(d, name_of_file, base_dir), None)
+
+
+def problems_at(file: Path | None, field: str, messages: Iterable[str]) -> list[Problem]:
+    """What was found wrong with a field after its file had been read, at its place there; `file`: None for a job without."""
+    if file is None:
+        return [Problem("<job>", None, None, field, message) for message in messages]
+    document = read_document(file)
+    document.faults = [Fault((field,), message) for message in messages]
+    return document.problems()
 
 
 def job_schema() -> dict[str, Any]:
@@ -308,22 +320,123 @@ class LoadSection(Section):
         return _of_a_file(format, "table", info)
 
 
+_PRESETS = {  # methods.md 5.1: the bad rate that is refused, and how surely
+    "relaxed": (Decimal("0.08"), Decimal("0.90")),
+    "standard": (Decimal("0.05"), Decimal("0.90")),
+    "strict": (Decimal("0.02"), Decimal("0.90")),
+    "zero": (Decimal("0.05"), Decimal("0.95")),
+}
+
+
 class QualitySection(Section):
-    refuse_if_bad_rate: Percent = Field(description="results with this share of bad rows are refused, like 10%")
-    sure: Percent = Field("90%", validate_default=True, description="how often such results must be caught")
-    by: Literal["human", "judge", "rule"] = Field("human", description="who judges the sample")
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": [k]} for k in ("refuse_if_bad_rate", "preset")]}
+    )
+
+    preset: Literal["relaxed", "standard", "strict", "zero"] | None = Field(
+        None, description="a sample of fixed size instead: 2/8%, 1/5%, .5/2% good/bad rows, or no bad row at all"
+    )
+    refuse_if_bad_rate: Percent | None = Field(
+        None, description="results with this share of bad rows are refused, like 10%"
+    )
+    sure: Percent | None = Field(None, description="how often such results must be caught; 90% when left out")
+    by: Literal["human", "rule"] = Field("human", description="who judges: people a sample, or the rules every row")
+    rows: Annotated[int, Strict(), Field(ge=1, le=10_000)] | None = Field(
+        None, description="rows a person is asked to judge at most, of each stratum; 60 when left out"
+    )
+    strata: Line | None = Field(None, description="a field of the answer, each value of which is judged for itself")
+    on_refuse: Literal["quarantine", "load_accepted_strata"] = Field(
+        "quarantine", description="what becomes of a refused lot: none of it is loaded, or its accepted strata"
+    )
+    rules: Annotated[list[Line], Field(max_length=100)] = Field(
+        [], description="what every answer must hold: expressions over its fields, or package.module:function"
+    )
 
     @field_validator("refuse_if_bad_rate", "sure")
     @classmethod
-    def _inside(cls, share: Decimal) -> Decimal:
-        if not 0 < share < 1:
+    def _inside(cls, share: Decimal | None) -> Decimal | None:
+        if share is not None and not 0 < share < 1:
             raise ValueError(f"found {share:%}; expected more than 0% and less than 100%")
         return share
+
+    @field_validator("by", mode="before")
+    @classmethod
+    def _not_a_model(cls, by: object) -> object:
+        if by == "judge":
+            raise ValueError("found 'judge'; a model's word lets nothing through: say human, or rule with `rules`")
+        return by
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> QualitySection:
+        if self.refuse_if_bad_rate is None and self.preset is None:
+            raise ValueError("says not what it refuses; expected refuse_if_bad_rate, like 10%, or a preset")
+        if self.preset not in (None, "zero") and (self.refuse_if_bad_rate or self.sure):
+            raise ValueError(f"the preset '{self.preset}' says what it refuses; leave refuse_if_bad_rate and sure out")
+        if self.preset and self.rows:
+            raise ValueError(f"the preset '{self.preset}' says how many rows are judged; leave rows out")
+        if self.by == "rule" and not self.rules:
+            raise ValueError("nothing judges: by: rule needs `rules`")
+        if self.by == "rule" and (self.rows or self.strata or self.preset):
+            raise ValueError("rules judge every row; leave rows, strata and preset out, or say by: human")
+        if self.on_refuse == "load_accepted_strata" and not self.strata:
+            raise ValueError("there are no strata to accept; expected `strata`")
+        gate = self.to_quality()
+        least = needed(float(gate.refuse_if_bad_rate), float(gate.sure))
+        if self.rows and self.rows < least:
+            raise ValueError(f"{self.rows} rows cannot be {gate.sure:%} sure; expected rows of at least {least}")
+        return self
+
+    def to_quality(self) -> types.Quality:
+        rate, sure = _PRESETS[self.preset] if self.preset else (None, Decimal("0.90"))
+        refused = self.refuse_if_bad_rate or rate
+        assert refused is not None
+        return types.Quality(
+            refused, self.sure or sure, self.by, self.rows, self.preset, self.strata, self.on_refuse, tuple(self.rules)
+        )
 
 
 class FreshnessSection(Section):
     max_age: Duration = Field(description="how old an answer may be, counted from its input, like 24h")
     on_stale: Literal["serve", "block", "live"] = Field("block", description="what a reader gets past it")
+
+
+class NotifySection(Section):
+    to: Line = Field(description="https://HOST/PATH, mailto:NAME@HOST or apprise:VARIABLE (docs/notifications.md)")
+    secret: Annotated[str, Strict(), StringConstraints(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+        None,
+        description="the variable that holds the secret a webhook is signed with; CANWAIT_WEBHOOK_SECRET if left out",
+    )
+    kinds: list[Annotated[str, Strict(), Field(json_schema_extra={"enum": list(KINDS)})]] = Field(
+        [], description="what of; everything when left out"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_short(cls, value: object) -> object:
+        return {"to": value} if isinstance(value, str) else value
+
+    @field_validator("to")
+    @classmethod
+    def _can_be_told(cls, to: str) -> str:
+        if fault := target_fault(to):
+            raise ValueError(fault)
+        return to
+
+    @field_validator("secret")
+    @classmethod
+    def _signs(cls, secret: str | None, info: ValidationInfo) -> str | None:
+        if secret is not None and not str(info.data.get("to", "http")).startswith("http"):
+            raise ValueError("only a webhook is signed; leave it out")
+        return secret
+
+    @field_validator("kinds")
+    @classmethod
+    def _are_known(cls, kinds: list[str]) -> list[str]:
+        if unknown := [kind for kind in kinds if kind not in KINDS]:
+            raise ValueError(
+                f"found '{unknown[0]}'; expected {', '.join(KINDS)}{did_you_mean(unknown[0], list(KINDS))}"
+            )
+        return kinds
 
 
 class JobFile(Section):
@@ -390,6 +503,9 @@ class JobFile(Section):
     )
     owner: Line | None = Field(None, description="who answers for it")
     fallback: Line | None = Field(None, description="what callers do without an answer; kept and shown")
+    notify: Annotated[tuple[NotifySection, ...], _in_short(lambda text: [text], Line | list[Line | NotifySection])] = (
+        Field((), description="who is told what happens to the job")
+    )
 
     @field_validator("urgency")
     @classmethod
@@ -482,6 +598,26 @@ class JobFile(Section):
             raise ValueError(f"'{load.to}' is the source itself; expected another file")
         return load
 
+    @field_validator("quality")
+    @classmethod
+    def _judges_answers(cls, quality: QualitySection | None, info: ValidationInfo) -> QualitySection | None:
+        if quality is None or "output" not in info.data:
+            return quality
+        document, output = _document(info), info.data["output"]
+        fields = None if output is None else output.get("properties")
+        if info.data.get("endpoint") is Endpoint.EMBEDDINGS and (quality.rules or quality.strata):
+            raise ValueError("an embedding has no words; leave rules and strata out")
+        if quality.strata and quality.strata not in (fields or ()):
+            known = f"; expected {', '.join(fields)}" if fields else "; without `output` there are no fields"
+            why = f"the answer has no field '{quality.strata}'" + (
+                did_you_mean(quality.strata, list(fields or ())) or known
+            )
+            document.faults.append(Fault(("quality", "strata"), why))
+        for number, rule in enumerate(quality.rules):
+            if fault := _rule_fault(rule, fields or () if output is None or fields else None, document.base_dir):
+                document.faults.append(Fault(("quality", "rules", number), fault))
+        return quality
+
     def to_job(self, base_dir: Path) -> types.Job:
         provider, model = self.model
         budget, quality, freshness, load = self.budget, self.quality, self.freshness, self.load
@@ -504,13 +640,14 @@ class JobFile(Section):
             shard=types.ShardSpec(self.shard.max_rows, self.shard.by),
             dedupe=self.dedupe,
             load=types.Load(load.to, load.mode, load.format, load.table) if load else None,
-            quality=types.Quality(quality.refuse_if_bad_rate, quality.sure, quality.by) if quality else None,
+            quality=quality.to_quality() if quality else None,
             freshness=types.Freshness(freshness.max_age, freshness.on_stale) if freshness else None,
             schedule=self.schedule,
             owner=self.owner,
             fallback=self.fallback,
             base_dir=base_dir,
             endpoint=self.endpoint,
+            notify=tuple(types.Notify(n.to, n.secret, tuple(n.kinds)) for n in self.notify),
         )
 
 
@@ -553,20 +690,23 @@ def _read_schema(value: object, base_dir: Path) -> dict[str, Any]:
     return schema
 
 
+def _rule_fault(rule: str, fields: Iterable[str] | None, base_dir: Path) -> str | None:
+    """What is wrong with a rule of the gate, if anything is."""
+    if (named := function_of(rule)) is None:
+        return rule_fault(rule, fields)
+    try:
+        module = imported(named[0], base_dir)
+    except ValueError as error:
+        return str(error)
+    if not callable(getattr(module, named[1], None)):
+        functions = [name for name, value in vars(module).items() if callable(value)]
+        return f"'{named[0]}' has no function '{named[1]}'{did_you_mean(named[1], functions)}"
+    return None
+
+
 def _import_model(module_name: str, name: str, base_dir: Path) -> type[BaseModel]:
     """Raises ValueError, also for whatever the user's module raises."""
-    folder = str(base_dir.resolve())
-    sys.path.insert(0, folder)
-    try:
-        importlib.invalidate_caches()
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the module is the user's code, and may raise anything
-        raise ValueError(f"'{module_name}' cannot be imported: {type(error).__name__}: {error}") from None
-    finally:
-        sys.path.remove(folder)
-    here = base_dir.joinpath(*module_name.split(".")).with_suffix(".py")
-    if here.exists() and not (module.__file__ and here.samefile(module.__file__)):
-        raise ValueError(f"'{module_name}' is already imported from {module.__file__}, so {here} cannot be")
+    module = imported(module_name, base_dir)
     model = getattr(module, name, None)
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         models = [n for n, m in vars(module).items() if isinstance(m, type) and issubclass(m, BaseModel)]
@@ -679,6 +819,7 @@ _EXPECTED_IN: dict[str | int, str] = {
     "tier": "a tier or a list of tiers",
     "output": "a JSON Schema, the path of a .json file, or package.module:PydanticModel",
     "load": "a path or a mapping",
+    "notify": "a target or a list of targets",
 }
 
 

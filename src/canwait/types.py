@@ -78,6 +78,7 @@ class JobState(str, Enum):
     QUEUED = "queued"
     IN_PROGRESS = "in_progress"
     GATE = "gate"  # finished, waiting to be judged before it may be loaded
+    REFUSED = "refused"  # judged, and its gate lets nothing through
     COMPLETED = "completed"
     COMPLETED_WITH_FAILURES = "completed_with_failures"
     EXPIRED = "expired"
@@ -304,15 +305,31 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
+    """What answers must show before they are loaded (gate.py)."""
+
     refuse_if_bad_rate: Decimal  # 0..1
     sure: Decimal  # 0..1
-    by: Literal["human", "judge", "rule"]
+    by: Literal["human", "rule"]
+    rows: int | None = None  # judged at most, of each stratum; None: 60, or as many as it takes to be that sure
+    preset: Literal["relaxed", "standard", "strict", "zero"] | None = None
+    strata: str | None = None  # a field of the answer; rows of each value are judged for themselves
+    on_refuse: Literal["quarantine", "load_accepted_strata"] = "quarantine"
+    rules: tuple[str, ...] = ()  # expressions over every answer, or package.module:function
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
     max_age_s: int
     on_stale: Literal["serve", "block", "live"]
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Somebody to be told, and of what."""
+
+    to: str  # https://HOST/PATH, mailto:NAME@HOST or apprise:VARIABLE; what is secret in it stands there as ${NAME}
+    secret: str | None = None  # the variable that holds the secret a webhook is signed with
+    kinds: tuple[str, ...] = ()  # of notices.KINDS; empty: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +359,7 @@ class Job:
     fallback: str | None = None
     base_dir: Path = Path(".")  # relative paths start here
     endpoint: Endpoint = Endpoint.CHAT
+    notify: tuple[Notify, ...] = ()
 
 
 # ----------------------------------------------------------------------------------------------------------- the plan
@@ -483,3 +501,4 @@ class Terms:
     attempts: int
     key: str  # the key column's name
     dedupe: bool
+    quality: Quality | None = None  # the gate before its answers

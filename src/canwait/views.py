@@ -15,8 +15,20 @@ from typing import Any
 from .blobs import Blobs
 from .clock import from_us
 from .db import Row
+from .judging import Verdict, standing
 from .ledger import Ledger
 from .types import JobState, Outcome, ShardState, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class GateView:
+    """What stands before a finished job's answers."""
+
+    lot: str
+    verdict: Verdict | None  # None: not decided yet
+    reason: str  # the verdict with what it rests on, or how far the inspection is
+    rows: int  # with a usable answer
+    left_out: int  # of them: break a rule, or are of a stratum that was not accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +41,7 @@ class Figures:
     reason: str | None
     rows: int
     ok: int
-    failed: int  # with a cause; expired, cancelled and quarantined ones among them
+    failed: int  # with a cause; expired and cancelled ones among them, and those the gate left out
     missing: int  # the provider never returned them, or they are not ended yet
     pending: int  # of the missing: not ended yet
     expired: int  # of the failed
@@ -53,29 +65,40 @@ class Figures:
     next_at: datetime | None
     loaded: Mapping[str, Any] | None
     tier: Tier  # of the latest plan
+    gated: bool
+    gate: GateView | None  # None: it is not gated, or its sample is not drawn yet
 
     @property
     def finished(self) -> bool:
         return self.pending == 0
 
+    @property
+    def readable(self) -> bool:
+        """Whether no gate stands before the answers."""
+        return not self.gated or (self.gate is not None and self.gate.verdict is Verdict.ACCEPTED)
+
 
 def figures(ledger: Ledger, job: str) -> Figures:
     """Raises NotFound."""
     row = ledger.job(job)
-    plan = json.loads(ledger.query("plan", job=job, digest=row["plan"])[0]["body"])
+    found = ledger.query("plan", job=job, digest=row["plan"])[0]
+    plan = json.loads(found["body"])
     rows = count_rows(ledger, job, row["plan"])
     money = ledger.query("job_money", job=job)[0]
     budget = ledger.query("budget", id=f"job:{job}")[0]
     shards = ledger.query("shards", job=job)
-    failed = rows[Outcome.FAILED] + rows[Outcome.EXPIRED] + rows[Outcome.CANCELLED]
+    gated = json.loads(found["terms"]).get("quality") is not None
+    gate = _gate(ledger, job) if gated and not rows[Outcome.PENDING] else None
+    out = gate.left_out if gate else 0
+    failed = rows[Outcome.FAILED] + rows[Outcome.EXPIRED] + rows[Outcome.CANCELLED] + out
     due, _ = ledger.next_due(job)
     return Figures(
         job=job,
         plan=plan["id"],
         state=JobState(row["state"]),
-        reason=row["reason"],
+        reason=gate.reason if gate is not None and row["state"] == JobState.GATE.value else row["reason"],
         rows=plan["n_rows"],
-        ok=rows[Outcome.OK],
+        ok=rows[Outcome.OK] - out,
         failed=failed,
         missing=rows[Outcome.MISSING] + rows[Outcome.PENDING],
         pending=rows[Outcome.PENDING],
@@ -100,7 +123,14 @@ def figures(ledger: Ledger, job: str) -> Figures:
         next_at=due,
         loaded=json.loads(row["loaded"]) if row["loaded"] else None,
         tier=Tier(plan["tier"]),
+        gated=gated,
+        gate=gate,
     )
+
+
+def _gate(ledger: Ledger, job: str) -> GateView | None:
+    lot = standing(ledger, job).lot
+    return None if lot is None else GateView(lot.id, lot.verdict, lot.reason, lot.n_rows, lot.n_left_out)
 
 
 def is_open(shard: Row) -> bool:
@@ -211,7 +241,7 @@ def jobs(ledger: Ledger) -> list[str]:
 
 
 def causes(ledger: Ledger, blobs: Blobs, job: str) -> dict[str, int]:
-    """Lines of a job's latest plan that ended without a usable answer, by cause."""
+    """Lines of a job's latest plan that ended without a usable answer, by cause; and rows that its gate left out."""
     from .resend import final_causes
 
     counts: dict[str, int] = {}
@@ -223,4 +253,8 @@ def causes(ledger: Ledger, blobs: Blobs, job: str) -> dict[str, int]:
             for line in bad:
                 cause = found.get(line) or "unknown"
                 counts[cause] = counts.get(cause, 0) + 1
+    lot = standing(ledger, job).lot
+    if lot is not None:
+        out = {"rule": lot.n_broken, "gate": lot.n_left_out - lot.n_broken}
+        counts |= {cause: n for cause, n in out.items() if n}
     return counts

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import views
-from ..errors import BudgetFrozen, GatePending, JobPaused, NotFinished
+from .. import publishing, views
+from ..errors import BudgetFrozen, GatePending, GateRefused, JobPaused, NotFinished
 from ..price import format_usd
 from ..types import JobState, ShardState
 from .face import Face, money, options, printable, report, table, usd_option
@@ -49,7 +49,7 @@ scenario_option = click.option(
 @options()
 def plan(face: Face, spec: str, exit_code: bool, sim: bool) -> None:
     """Show what a job would do and cost. Never spends."""
-    from ..codec import plan_to_json
+    from ..codec import plain, plan_to_json
 
     with opened(face, sim) as client:
         planned = client.job(spec).plan()
@@ -59,6 +59,7 @@ def plan(face: Face, spec: str, exit_code: bool, sim: bool) -> None:
         for name in ("expected", "worst", "standard"):
             micros = getattr(planned.value, f"{name}_micros")
             value[f"{name}_usd"] = None if micros is None else format_usd(micros)
+        value["since"] = None if planned.since is None else plain(planned.since)
         run = f"canwait run --plan {planned.id}"
         face.show("canwait.plan/1", value, planned.explain().replace(run, f"{run} --sim" if sim else run))
         if planned.value.n_bad_rows:
@@ -75,6 +76,9 @@ def plan(face: Face, spec: str, exit_code: bool, sim: bool) -> None:
     "--only", metavar="SELECTOR", help="Send failed rows again: failed, failed:CAUSE, expired, missing, cancelled."
 )
 @click.option("--timeout", metavar="DURATION", help="Stop watching after this long (90s, 6h); the job goes on.")
+@click.option(
+    "--tell", metavar="TARGET", multiple=True, help="Tell once when it has ended, like mailto:me@example.com."
+)
 @simulated
 @scenario_option
 @options(spends=True)
@@ -85,6 +89,7 @@ def run(
     budget_usd: str | None,
     only: str | None,
     timeout: str | None,
+    tell: tuple[str, ...],
     sim: bool,
     scenario: str | None,
 ) -> None:
@@ -106,8 +111,12 @@ def run(
         from .progress import progress
 
         with progress(face, client, job.name) as watch:
-            figures = job.run(plan=plan_id, approve=lambda p: _approve(face, p), only=only, until=until, watch=watch)
-        face.show("canwait.run/1", figures_json(figures), summary(figures))
+            figures = job.run(
+                plan=plan_id, approve=lambda p: _approve(face, p), only=only, until=until, watch=watch, tell=tell
+            )
+        words = publishing.last_words(client.ledger, job.name)
+        published = f"\n  published {words}" if words else ""
+        face.show("canwait.run/1", figures_json(figures), summary(figures) + published)
         raise click.exceptions.Exit(_ending(figures))
 
 
@@ -155,6 +164,9 @@ def _ending(figures: views.Figures) -> int:
     if figures.state is JobState.GATE:
         report(GatePending(job=figures.job))
         return GatePending.exit_code
+    if figures.state is JobState.REFUSED:
+        report(GateRefused(job=figures.job, why=(figures.reason or "").removeprefix("refused: ")))
+        return GateRefused.exit_code
     return 0 if figures.ok == figures.rows else 6
 
 
@@ -190,6 +202,14 @@ def figures_json(f: views.Figures) -> dict[str, Any]:
         "blocked": list(f.blocked),
         "next_at": f.next_at.isoformat() if f.next_at else None,
         "loaded": f.loaded,
+        "gate": f.gate
+        and {
+            "lot": f.gate.lot,
+            "verdict": f.gate.verdict and f.gate.verdict.value,
+            "reason": f.gate.reason,
+            "rows": f.gate.rows,
+            "left_out": f.gate.left_out,
+        },
     }
 
 
@@ -204,11 +224,22 @@ def summary(f: views.Figures) -> str:
         f"{money(f.unknown_micros)} unknown, {money(f.wasted_micros)} wasted{cap}",
         f"  batches   {f.submissions} submitted   tokens  {f.input_tokens} in, {f.output_tokens} out",
     ]
+    if f.gate:
+        lines.append(f"  gate      {printable(f.gate.reason)}")
     if f.loaded:
         beside = f", {f.loaded['failed']} failed beside it" if f.loaded["failed"] else ""
         lines.append(f"  loaded    {f.loaded['rows']} rows in {f.loaded['to']}{beside}")
-    if f.finished and (f.failed or f.missing):
-        which = "failed" if f.failed else "missing"
+    if f.gate and f.gate.verdict is None:
+        lines.append(f"  next      canwait inspect {f.job}: nothing is loaded or can be read before")
+    elif f.gate and f.state is JobState.REFUSED:
+        lines.append(
+            f"  next      canwait inspect {f.job} shows why; mend the prompt and run it again: that is another lot"
+        )
+    elif f.gate and not f.loaded and f.state is not JobState.GATE:
+        lines.append("  next      canwait load JOB.YAML")
+    again = f.failed - (f.gate.left_out if f.gate else 0)  # what the gate left out has an answer
+    if f.finished and (again or f.missing):
+        which = "failed" if again else "missing"
         lines.append(f"  next      canwait why {f.job}   ·   send them again: canwait run JOB.YAML --only {which}")
     return "\n".join(lines)
 

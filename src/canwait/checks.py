@@ -1,0 +1,110 @@
+"""Free checks of every answer: the rules of a job, each an expression or a function of the user's. Pure.
+
+An expression sees the fields of the answer, `output` (the whole answer) and `key`, in the sandbox that prompts run in. An
+answer that a rule says no to breaks it, and so does one over which the rule cannot be evaluated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import orjson
+from jinja2 import TemplateSyntaxError, nodes
+from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
+
+from .render import did_you_mean, sandbox
+
+Function = Callable[[Any, str], object]  # (answer, key) -> whether it is good
+
+_FUNCTION = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
+_OURS = ("output", "key")
+_KEPT, _KEPT_CHARS = 16_384, 256  # verdicts over short answers are kept: of labels there are few
+
+
+def function_of(rule: str) -> tuple[str, str] | None:
+    """The module and name of a rule that is `package.module:function`."""
+    match = _FUNCTION.fullmatch(rule.strip())
+    return (match[1], match[2]) if match else None
+
+
+def rule_fault(rule: str, fields: Iterable[str] | None) -> str | None:
+    """What is wrong with an expression, if anything is. `fields`: of the answer; None where they are not known."""
+    environment = sandbox()
+    try:
+        tree = _parsed(rule)
+        for node in tree.find_all(nodes.Getattr):
+            if node.attr.startswith("__"):
+                return f"`{node.attr}` cannot be read in a rule"
+        for kind, known in ((nodes.Filter, environment.filters), (nodes.Test, environment.tests)):
+            for called in tree.find_all(kind):
+                if (name := getattr(called, "name", "")) not in known:
+                    return f"no {kind.__name__.lower()} is called '{name}'{did_you_mean(name, list(known))}"
+        names = find_undeclared_variables(tree)
+        environment.compile_expression(rule)
+    except TemplateSyntaxError as error:
+        return f"not an expression: {error.message}"
+    except (SyntaxError, RecursionError):  # of the Python that Jinja makes of it
+        return "not an expression: nested too deeply"
+    if fields is not None:
+        seen = [*fields, *_OURS]
+        for name in sorted(names.difference(seen, environment.globals)):
+            return f"the answer has no field '{name}'{did_you_mean(name, seen)}"
+    return None
+
+
+class Rules:
+    """The rules of one job."""
+
+    def __init__(self, rules: Sequence[str], functions: Mapping[str, Function] | None = None, *, is_json: bool) -> None:
+        """`functions`: those that rules name; `is_json`: answers have fields."""
+        self.words = tuple(rules)
+        self._is_json = is_json
+        self._rules = [(functions or {}).get(rule) or _expression(rule) for rule in rules]
+        alike = all(
+            function_of(rule) is None and "key" not in find_undeclared_variables(_parsed(rule)) for rule in rules
+        )
+        self._of_short = lru_cache(_KEPT)(lambda text: self._first_broken("", text)) if alike else None
+
+    def broken(self, key: str, text: str) -> int | None:
+        """The first rule that an answer breaks, counted from 0."""
+        if not self._rules:
+            return None
+        if self._of_short is not None and len(text) <= _KEPT_CHARS:
+            return self._of_short(text)
+        return self._first_broken(key, text)
+
+    def _first_broken(self, key: str, text: str) -> int | None:
+        try:
+            answer = orjson.loads(text) if self._is_json else text
+        except orjson.JSONDecodeError:  # of nothing can be said that it holds
+            return 0
+        return next((n for n, holds in enumerate(self._rules) if not _is_kept(holds, answer, key)), None)
+
+
+def _is_kept(rule: Function, answer: Any, key: str) -> bool:
+    try:
+        return bool(rule(answer, key))
+    except Exception:  # whatever a function of the user's raises, or an expression finds in the answer
+        return False
+
+
+def _expression(rule: str) -> Function:
+    holds = sandbox().compile_expression(rule, undefined_to_none=False)
+
+    def evaluated(answer: Any, key: str) -> object:
+        fields = answer if isinstance(answer, dict) else {}
+        return holds({"output": answer, "key": key, **fields})
+
+    return evaluated
+
+
+def _parsed(rule: str) -> nodes.Template:
+    """Raises TemplateSyntaxError."""
+    environment = sandbox()
+    tree = nodes.Template([nodes.Output([Parser(environment, rule, state="variable").parse_expression()])])
+    tree.set_environment(environment)
+    return tree

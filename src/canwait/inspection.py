@@ -1,0 +1,364 @@
+"""Between a lot and the people who judge it: draws the sample, shows its rows, keeps what is said, opens the gate.
+
+Nobody can choose the sample: its order is fixed by the ledger's id, the job and the plan, before there is any answer. It is
+drawn in one streaming pass over the answers, in which every one of them also meets the job's rules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from . import gate, judging, landing
+from .blobs import Blobs
+from .checks import Function, Rules, function_of
+from .codec import terms_from_json
+from .errors import GatePending, GateRefused, Problem, SpecError
+from .gate import Inspection
+from .importing import imported
+from .judging import Judgement, Lot, Part, Standing, Verdict, Word
+from .ledger import Ledger
+from .lines import read_lines
+from .load import Answers, answers
+from .types import Quality
+
+pc: Any = pyarrow.compute  # its stubs do not know all of it
+
+PRESETS: Mapping[str, tuple[float, float]] = {  # methods.md 5.1: (good, bad) rate
+    "relaxed": (0.02, 0.08),
+    "standard": (0.01, 0.05),
+    "strict": (0.005, 0.02),
+}
+_MOST_PRESET_ROWS = 512  # a preset's sample of a lot of any size: `strict` asks for 390 of 5,000
+_MOST_STRATA = 100
+_REST = "(others)"  # the stratum of values beyond them: answers are not trusted to be few
+_BATCH_ROWS = 8192
+_CHARS = 20_000  # of an input or an answer that is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A row of the sample."""
+
+    place: int
+    part: str
+    key: str
+    input: str  # what was asked: the messages of the user
+    answer: str
+
+
+def opened(ledger: Ledger, blobs: Blobs, job: str, now: datetime, base_dir: Path = Path()) -> Lot | None:
+    """The lot of a finished job, its sample drawn; None for a job without a gate. Raises NotFound, GatePending.
+
+    `base_dir`: where functions that rules name are looked for. SpecError for one that cannot be found.
+    """
+    while True:
+        found = judging.standing(ledger, job)
+        if found.quality is None:
+            return None
+        if not found.is_whole:
+            raise GatePending(f"Job {job} has not finished; its answers are judged when it has.", job=job)
+        if found.lot is not None:
+            return found.lot
+        with answers(ledger, blobs, job) as rows:
+            if judging.standing(ledger, job).lot_id == found.lot_id:  # what is read from here on is that lot
+                return judging.draw(ledger, _drawn(ledger, blobs, job, found, rows, base_dir), now)
+
+
+def passed(ledger: Ledger, blobs: Blobs, job: str, now: datetime, base_dir: Path = Path()) -> Lot | None:
+    """The lot that its gate let through; None without a gate. Raises GatePending, GateRefused."""
+    lot = opened(ledger, blobs, job, now, base_dir)
+    if lot is None or lot.verdict is Verdict.ACCEPTED:
+        return lot
+    if lot.verdict is Verdict.REFUSED:
+        raise GateRefused(job=job, why=lot.reason.removeprefix("refused: "))
+    raise GatePending(f"Job {job} waits to be judged: {lot.reason}.", job=job)
+
+
+class Through:
+    """A job's answers behind its gate: those it let through, and beside the failed rows those it left out."""
+
+    def __init__(self, rows: Answers, lot: Lot | None, blobs: Blobs) -> None:
+        self.columns = rows.columns
+        self._rows, self._lot = rows, lot
+        self._parts: Any = None  # of every row with a usable answer, where something is left out
+        if lot is not None and lot.n_left_out:
+            self._parts = pq.read_table(blobs.path(lot.rows_blob))["part"].combine_chunks()
+            judged = lot.verdict is Verdict.ACCEPTED
+            kept = [n for n, part in enumerate(lot.parts) if not judged or part.name in lot.taken]
+            self._kept = pc.is_in(self._parts, value_set=pa.array(kept, pa.int16()))
+
+    def loaded(self) -> Iterator[pa.RecordBatch]:
+        """Rows that may be loaded, as `Answers.loaded`."""
+        at = 0
+        for batch in self._rows.loaded():
+            yield batch if self._parts is None else batch.filter(self._kept.slice(at, batch.num_rows))
+            at += batch.num_rows
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Key and answer of every row that may be read."""
+        return self._rows.texts() if self._parts is None else compress(self._rows.texts(), _listed(self._kept))
+
+    def failed(self) -> Iterator[pa.RecordBatch]:
+        """Rows without a usable answer, and after them those that the gate left out."""
+        yield from self._rows.failed()
+        if self._parts is None or self._lot is None:
+            return
+        rules = list(self._lot.broken)
+        out = []
+        keys = compress(self._rows.texts(), _listed(pc.invert(self._kept)))
+        for (key, _), part in zip(keys, _listed(self._parts.filter(pc.invert(self._kept))), strict=True):
+            why = ("rule", rules[-1 - part]) if part < 0 else ("gate", f"stratum {self._lot.parts[part].name}")
+            out.append((key, "failed", *why))
+            if len(out) == _BATCH_ROWS:
+                yield self._failed(out)
+                out = []
+        if out:
+            yield self._failed(out)
+
+    def _failed(self, rows: Sequence[tuple[str, str, str, str]]) -> pa.RecordBatch:
+        columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+        return pa.RecordBatch.from_arrays(columns, schema=self.columns.failed)
+
+
+def _listed(column: Any) -> Iterator[Any]:
+    """The values of a column, some at a time."""
+    for at in range(0, len(column), _BATCH_ROWS):
+        yield from column.slice(at, _BATCH_ROWS).to_pylist()
+
+
+@contextmanager
+def let_through(ledger: Ledger, blobs: Blobs, job: str, now: datetime, base_dir: Path = Path()) -> Iterator[Through]:
+    """The answers of a job's latest plan that anybody may read. Raises GatePending, GateRefused."""
+    lot = passed(ledger, blobs, job, now, base_dir)
+    with answers(ledger, blobs, job) as rows:
+        after = judging.standing(ledger, job)  # another run may have changed what there is to read
+        if lot is None and after.quality is not None:
+            raise GatePending(job=job)
+        if lot is not None and after.lot_id != lot.id:
+            raise GatePending(f"Job {job} is running again; its answers are judged when it has finished.", job=job)
+        yield Through(rows, lot, blobs)
+
+
+@contextmanager
+def left_out(ledger: Ledger, blobs: Blobs, job: str) -> Iterator[Through]:
+    """The same for its `failed` rows alone, which hold no answer: also before the gate has opened, and while rows run."""
+    before = judging.standing(ledger, job)
+    with answers(ledger, blobs, job) as rows:
+        after = judging.standing(ledger, job)
+        yield Through(rows, after.lot if after.lot_id == before.lot_id else None, blobs)
+
+
+class Inspecting:
+    """The inspection of one lot: who judges, and what was said so far."""
+
+    def __init__(self, ledger: Ledger, blobs: Blobs, lot: Lot, quality: Quality, who: str) -> None:
+        self._ledger, self.lot, self.quality, self.who = ledger, lot, quality, who
+        self.sample = [
+            Sampled(place, *(record[name] for name in ("part", "key", "input", "answer")))
+            for place, record in enumerate(map(json.loads, blobs.lines(lot.sample_blob)))
+        ]
+        self.said: dict[int, Judgement] = {}
+        self.look()
+
+    def look(self) -> None:
+        """See what others have said meanwhile."""
+        self.lot, self.said = judging.look(self._ledger, self.lot.id)
+
+    @property
+    def words(self) -> dict[int, Word]:
+        return {place: judgement.word for place, judgement in self.said.items()}
+
+    @property
+    def next(self) -> Sampled | None:
+        """The row to judge next; None: it is decided."""
+        place = self.lot.next(self.words)
+        return None if place is None else self.sample[place]
+
+    def judge(self, place: int, word: Word, cause: str | None, now: datetime) -> Lot:
+        """Raises AlreadyJudged, NotFound."""
+        try:
+            return judging.judge(self._ledger, self.lot.id, place, word, cause, self.who, now)
+        finally:
+            self.look()
+
+    def undo(self, now: datetime) -> bool:
+        """Take this person's last word back. Raises AlreadyJudged once the lot is decided."""
+        try:
+            return judging.undo(self._ledger, self.lot.id, self.who, now)
+        finally:
+            self.look()
+
+
+def inspecting(
+    ledger: Ledger, blobs: Blobs, job: str, who: str, now: datetime, base_dir: Path = Path()
+) -> Inspecting | None:
+    """The inspection of a job's lot; None for a job without a gate. Raises NotFound, GatePending."""
+    lot = opened(ledger, blobs, job, now, base_dir)
+    quality = judging.standing(ledger, job).quality
+    return None if lot is None or quality is None else Inspecting(ledger, blobs, lot, quality, who)
+
+
+def plan_for(quality: Quality, n_rows: int) -> Inspection:
+    """How many of so many rows to judge, and what they must show."""
+    bad, sure = float(quality.refuse_if_bad_rate), float(quality.sure)
+    if quality.by == "rule":
+        return Inspection(n_rows, bad, sure, (), ())
+    if quality.preset == "zero":
+        return gate.fixed(n_rows, gate.needed(bad, sure), 0, bad, sure)
+    if quality.preset is not None:
+        return gate.fixed(n_rows, *gate.smallest(n_rows, *PRESETS[quality.preset], sure), bad, sure)
+    return gate.sequential(n_rows, bad, sure, most_rows(quality))
+
+
+def most_rows(quality: Quality) -> int:
+    """The most rows of one stratum that are judged, whatever its size."""
+    needed = gate.needed(float(quality.refuse_if_bad_rate), float(quality.sure))
+    if quality.preset is not None:
+        return max(_MOST_PRESET_ROWS, needed)
+    return quality.rows or max(gate.MOST_ROWS, needed)
+
+
+# ----------------------------------------------------------------------------------------------------------- drawing
+
+
+def _drawn(ledger: Ledger, blobs: Blobs, job: str, found: Standing, rows: Answers, base_dir: Path) -> Lot:
+    """A lot with its sample, kept as blobs."""
+    quality = found.quality
+    assert quality is not None
+    plan = ledger.query("plan", job=job, digest=found.plan)[0]
+    terms = terms_from_json(json.loads(plan["terms"]))
+    rules = Rules(quality.rules, _functions(quality.rules, base_dir, job), is_json=terms.output_schema is not None)
+    seed = hashlib.sha256("\0".join((ledger.id, job, found.plan)).encode()).digest()
+    drawing = _Drawing(rules, quality.strata, seed, 0 if quality.by == "rule" else most_rows(quality))
+    drawing.see(rows.texts())
+    parts, sample = drawing.done(quality)
+    asked = _asked(ledger, blobs, job, found.plan, json.loads(plan["body"])["rows_blob"], [key for _, key, _ in sample])
+    records = (
+        {"part": part, "key": key, "input": asked.get(key, "")[:_CHARS], "answer": text[:_CHARS]}
+        for part, key, text in sample
+    )
+    with blobs.scratch() as folder:
+        pq.write_table(pa.table({"part": pa.array(drawing.rows, pa.int16())}), folder / "rows.parquet")
+        rows_blob = blobs.adopt(folder / "rows.parquet")
+    return Lot(
+        id=found.lot_id,
+        job=job,
+        plan=found.plan,
+        n_rows=len(drawing.rows),
+        broken={rule: drawing.broken[n] for n, rule in enumerate(quality.rules)},
+        parts=parts,
+        sample_blob=blobs.put_stream(json.dumps(record).encode() + b"\n" for record in records),
+        rows_blob=rows_blob,
+        verdict=None,
+        reason="its sample is drawn",
+        taken=(),
+    )
+
+
+class _Drawing:
+    """One pass over the answers of a lot. Memory: two bytes a row, and the rows that may come to be judged."""
+
+    def __init__(self, rules: Rules, strata: str | None, seed: bytes, most: int) -> None:
+        self.rows = array("h")  # of every row: the number of its part, or -1 - the number of the rule it breaks
+        self.broken: Counter[int] = Counter()  # by the number of the rule
+        self._rules, self._strata, self._seed, self._most = rules, strata, seed, most
+        self._parts: dict[str, int] = {}
+        self._sizes: list[int] = []
+        self._heaps: list[list[tuple[int, str, str]]] = []  # the rows of the smallest ranks, the greatest of them first
+
+    def see(self, rows: Iterable[tuple[str, str]]) -> None:
+        for key, text in rows:
+            if (rule := self._rules.broken(key, text)) is not None:
+                self.broken[rule] += 1
+                self.rows.append(-1 - rule)
+                continue
+            part = self._part(text)
+            self.rows.append(part)
+            self._sizes[part] += 1
+            heap, order = self._heaps[part], -int.from_bytes(gate.rank(self._seed, key))
+            if len(heap) < self._most:
+                heapq.heappush(heap, (order, key, text))
+            elif self._most and order > heap[0][0]:
+                heapq.heapreplace(heap, (order, key, text))
+
+    def _part(self, text: str) -> int:
+        name = _stratum(text, self._strata) if self._strata else ""
+        if name not in self._parts and len(self._parts) >= _MOST_STRATA:
+            name = _REST
+        if name not in self._parts:
+            self._parts[name] = len(self._parts)
+            self._sizes.append(0)
+            self._heaps.append([])
+        return self._parts[name]
+
+    def done(self, quality: Quality) -> tuple[tuple[Part, ...], list[tuple[str, str, str]]]:
+        """The parts, and by place the part, key and answer of the rows that may come to be judged."""
+        parts: list[Part] = []
+        sample: list[tuple[str, str, str]] = []
+        for name, size, heap in zip(self._parts, self._sizes, self._heaps, strict=True):
+            plan = plan_for(quality, size)
+            parts.append(Part(name, size, len(sample), plan))
+            sample += [(name, key, text) for _, key, text in sorted(heap, reverse=True)[: plan.most_rows]]
+        return tuple(parts), sample
+
+
+def _stratum(text: str, field: str) -> str:
+    answer = orjson.loads(text)
+    value = answer.get(field) if isinstance(answer, dict) else None
+    return (value if isinstance(value, str) else orjson.dumps(value).decode())[:200]
+
+
+def _functions(rules: Sequence[str], base_dir: Path, job: str) -> dict[str, Function]:
+    functions: dict[str, Function] = {}
+    for rule in rules:
+        if named := function_of(rule):
+            try:
+                functions[rule] = getattr(imported(named[0], base_dir), named[1])
+            except (ValueError, AttributeError) as error:
+                hint = "name the job by its file, so that its functions are found beside it"
+                raise SpecError([Problem(job, None, None, "quality.rules", str(error))], hint=hint) from None
+    return functions
+
+
+def _asked(ledger: Ledger, blobs: Blobs, job: str, plan: str, rows_blob: str, keys: Sequence[str]) -> dict[str, str]:
+    """What was asked for these rows."""
+    wanted = pa.array(keys, pa.string())
+    places: dict[int, list[tuple[int, str]]] = {}  # by ordinal of the shard
+    file = pq.ParquetFile(blobs.path(rows_blob), pre_buffer=False)
+    for batch in file.iter_batches(65_536, columns=["key", "shard", "line"]) if keys else ():
+        found = batch.filter(pc.is_in(batch["key"], value_set=wanted)).to_pydict()
+        for key, shard, line in zip(found["key"], found["shard"], found["line"], strict=True):
+            places.setdefault(shard, []).append((line, key))
+    asked: dict[str, str] = {}
+    for shard in ledger.query("plan_shards", job=job, plan=plan):
+        lines = places.get(shard["ordinal"], [])
+        requests = read_lines(blobs.path(ledger.shard_row(shard["shard"])["requests_blob"])) if lines else ()
+        numbers = sorted({line for line, _ in lines})
+        bodies = dict(zip(numbers, landing.subset(requests, numbers), strict=True))
+        asked |= {key: _spoken(bodies[line]) for line, key in lines}
+    return asked
+
+
+def _spoken(body: bytes) -> str:
+    """What a request says beside its system message."""
+    request = orjson.loads(body)
+    messages = request.get("messages") or request.get("input") or []
+    if isinstance(messages, str):
+        return messages
+    return "\n\n".join(str(m.get("content", "")) for m in messages if m.get("role") != "system")

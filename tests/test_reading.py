@@ -1,0 +1,498 @@
+"""A reader gets an answer no older than it accepts, or is told so by type; what it read is recorded, never what stood there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from pydantic import BaseModel
+
+import canwait
+from canwait import errors, publishing
+from canwait.freshness import Blocked, Contract, Fresh, NeverBuilt, Stale
+from shelf import Shelf, shelf
+from simulated import changed, desk
+
+HOUR = timedelta(hours=1)
+
+
+class Label(BaseModel):
+    label: Literal["billing", "bug", "account"]
+    urgency: int
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Iterator[Shelf]:
+    with shelf(tmp_path) as made:
+        yield made
+
+
+# ------------------------------------------------------------------------------------------------------- what is served
+
+
+def test_a_row_says_how_old_it_is_and_what_it_passed(books: Shelf) -> None:
+    """Value, age since the input was read, version and verdict; None for a key that is not there."""
+    books.publish({"a": "bug", "b": "billing"}, as_of=books.now - HOUR)
+    with books.reader(max_age="24h") as labels:
+        hit = labels.get("a")
+        assert hit is not None
+        assert (hit.key, hit.value, hit.age, hit.stale) == ("a", {"label": "bug"}, HOUR, False)
+        assert (hit.version, hit.gate, hit.model) == (1, "no gate", "m-1")
+        assert labels.get("c") is None
+        assert labels.age == HOUR
+        assert labels.publication == publishing.newest(books.client.ledger, "job")
+        assert [h.key for h in labels.rows()] == ["a", "b"]
+
+
+def test_past_the_contract_it_is_served_or_blocked_as_the_reader_said(books: Shelf) -> None:
+    """`serve` says it is stale; `block` raises with the age, the version and exit code 8, and reads nothing."""
+    books.publish({"a": "bug"})
+    books.wait(hours=25)
+    serving, blocking = books.reader("s", max_age="24h", on_stale="serve"), books.reader("b", max_age="24h")
+    hit = serving.get("a")
+    assert hit is not None
+    assert (hit.stale, hit.age) == (True, 25 * HOUR)
+    assert isinstance(serving.outcome, Stale)
+    for read in (lambda: blocking.get("a"), blocking.frame, lambda: list(blocking.batches())):
+        with pytest.raises(errors.StaleResult, match=r"25 h old.* b accepts 24 h") as caught:
+            read()
+    assert (caught.value.exit_code, caught.value.fields["version"]) == (8, 1)
+    assert isinstance(caught.value.fields["outcome"], Blocked)
+    blocking.close()
+    assert books.client.ledger.query("readings", job="job", reader="b", count=9) == []
+
+
+def test_exactly_the_accepted_age_is_fresh_and_a_microsecond_more_is_not(books: Shelf) -> None:
+    """The bound is inclusive, and nothing is rounded."""
+    books.publish({"a": "bug"})
+    labels = books.reader(max_age="24h")
+    books.wait(hours=24)
+    assert isinstance(labels.outcome, Fresh)
+    books.wait(microseconds=1)
+    assert isinstance(labels.outcome, Blocked)
+
+
+def test_nothing_accepted_yet_is_a_type_of_its_own(books: Shelf) -> None:
+    """Before the first publication the outcome is NeverBuilt, and reading raises NotBuilt with exit code 8."""
+    labels = books.reader(max_age="1h", on_stale="serve")
+    assert isinstance(labels.outcome, NeverBuilt)
+    assert (labels.age, labels.publication) == (None, None)
+    with pytest.raises(errors.NotBuilt) as caught:
+        labels.get("a")
+    assert caught.value.exit_code == 8
+
+
+def test_the_next_publication_is_read_without_opening_again(books: Shelf) -> None:
+    """A reader that is open sees every publication as soon as it is recorded."""
+    books.publish({"a": "bug"})
+    labels = books.reader(max_age="24h")
+    assert labels.get("a") is not None
+    books.wait(hours=1)
+    books.publish({"a": "billing"})
+    hit = labels.get("a")
+    assert hit is not None
+    assert (hit.value, hit.version, hit.age) == ({"label": "billing"}, 2, timedelta(0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "type_"),
+    [
+        (None, pa.Table), ("pandas", pd.DataFrame), (pd, pd.DataFrame), ("polars", pl.DataFrame), (pl, pl.DataFrame),
+    ],
+)  # fmt: skip
+def test_whole_frames_in_the_readers_own_library(books: Shelf, kind: Any, type_: type) -> None:
+    """pyarrow, pandas and polars, by name or by module, straight from the file."""
+    books.publish({"a": "bug", "b": "billing"})
+    frame = books.reader(max_age="24h").frame(kind)
+    assert isinstance(frame, type_)
+    assert len(frame) == 2
+
+
+_DUCK = """
+import sys
+import duckdb
+import canwait
+with canwait.connect(sys.argv[1], env={"CANWAIT_HOME": sys.argv[2]}) as client:
+    labels = canwait.reader("job", as_="duck", max_age="87600h", client=client)
+    print([relation.select("id", "label").fetchall() for relation in (labels.frame(duckdb), labels.frame("duckdb"))])
+"""
+
+
+def test_duckdb_gets_a_relation(books: Shelf) -> None:
+    """In a process of its own, for DuckDB's binding complains when the tests' process ends."""
+    books.publish({"a": "bug", "b": "billing"})
+    command = [sys.executable, "-c", _DUCK, books.url, str(books.folder / "home")]
+    said = subprocess.run(command, capture_output=True, text=True)
+    assert said.stdout.strip() == str([[("a", "bug"), ("b", "billing")]] * 2), said.stderr
+
+
+def test_an_unknown_kind_of_frame_is_refused(books: Shelf) -> None:
+    """Before anything is read."""
+    with pytest.raises(errors.SpecError, match="expected pyarrow, pandas, polars, duckdb"):
+        books.reader(max_age="24h").frame("spark")
+
+
+def test_readers_of_real_answers_get_their_model(tmp_path: Path) -> None:
+    """From a job file through the simulator to a pydantic model; a text answer is text, an embedding its numbers."""
+    with desk(tmp_path) as office:
+        office.write(6)
+        office.write_job("texts", output=None, load="texts.parquet")
+        office.write_job(
+            "vectors", endpoint="embeddings", model="openai/text-embedding-3-small", output=None, max_output_tokens=None,
+            load="vectors.parquet",
+        )  # fmt: skip
+        for name in ("job", "texts", "vectors"):
+            assert office.run(f"{name}.yaml").code == 0
+        with changed(office.folder, office.env):
+            with canwait.reader("labels", as_="me", max_age="1h", output=Label) as labels:
+                hit = labels.get("000001")
+                assert hit is not None
+                assert isinstance(hit.value, Label)
+                assert hit.model.startswith("gpt-6-luna")
+            with canwait.reader("texts", as_="me", max_age="1h") as texts:
+                hit = texts.get("000001")
+                assert hit is not None
+                assert isinstance(hit.value, str)
+            with canwait.reader("vectors", as_="me", max_age="1h") as vectors:
+                hit = vectors.get("000001")
+                assert hit is not None
+                assert {type(number) for number in hit.value} == {float}
+
+
+@pytest.mark.parametrize(
+    ("terms", "says"),
+    [
+        ({"max_age": "1h", "on_stale": "live"}, "`live` is not served"),
+        ({"max_age": "1h", "on_stale": "maybe"}, "expected serve, block or refresh"),
+        ({"max_age": "1h", "on_stale": "refresh"}, "are stated together"),
+        ({"max_age": "1h", "refresh": "job.yaml"}, "are stated together"),
+        ({"max_age": "soon"}, "max_age"),
+        ({"max_age": "1h", "missed_runs": -1}, "no fewer than 0"),
+    ],
+)
+def test_terms_that_mean_nothing_are_refused(books: Shelf, terms: dict[str, Any], says: str) -> None:
+    """With what was found and what to say instead; nothing is declared."""
+    with pytest.raises(errors.SpecError, match=says):
+        books.reader(**terms)
+    assert books.client.ledger.query("contracts", job="") == []
+
+
+# ------------------------------------------------------------------------------------------------------- what is recorded
+
+
+def test_reads_are_recorded_without_what_stood_there(books: Shelf) -> None:
+    """Who, when, which version, how many and how old; one record a frame, and one for many rows by key."""
+    secret = "a-secret-answer"
+    books.publish({"secret-key": secret})
+    books.wait(hours=30)
+    with books.reader("dash/support", max_age="24h", on_stale="serve") as labels:
+        for _ in range(5):
+            labels.get("secret-key")
+        labels.get("not there")
+        labels.frame()
+    counted, frame = reversed(books.client.ledger.query("readings", job="job", reader="dash/support", count=9))
+    assert (counted["n_reads"], counted["n_rows"], counted["n_stale"], counted["version"]) == (6, 5, 6, 1)
+    assert (frame["n_reads"], frame["n_rows"], frame["age_us"]) == (1, 1, 30 * 3600 * 10**6)
+    ledger = Path(books.url.removeprefix("sqlite:///"))
+    stored = b"".join(path.read_bytes() for path in ledger.parent.glob("ledger.db*"))
+    assert b"dash/support" in stored
+    assert b"secret-key" not in stored
+    assert secret.encode() not in stored
+
+
+def test_reads_by_key_are_recorded_in_groups(books: Shelf) -> None:
+    """A thousand of them, or those of a minute, are one row of the ledger; none is lost when the reader is closed."""
+    books.publish({"a": "bug"})
+    labels = books.reader(max_age="24h")
+
+    def recorded() -> list[int]:
+        return [
+            r["n_reads"] for r in reversed(books.client.ledger.query("readings", job="job", reader="dash", count=99))
+        ]
+
+    for _ in range(1999):
+        labels.get("a")
+    assert recorded() == [1000]
+    books.wait(minutes=1)
+    labels.get("a")
+    assert recorded() == [1000, 1000]
+    labels.get("a")
+    labels.close()
+    assert recorded() == [1000, 1000, 1]
+
+
+def test_threads_share_a_reader(books: Shelf) -> None:
+    """Every read gets its own row and is counted once."""
+    rows = {f"k{n}": f"v{n}" for n in range(50)}
+    books.publish(rows)
+    wrong: list[str] = []
+    with books.reader(max_age="24h") as labels:
+
+        def read() -> None:
+            for key, label in rows.items():
+                hit = labels.get(key)
+                if hit is None or hit.value != {"label": label}:
+                    wrong.append(key)
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    found = books.client.ledger.query("readings", job="job", reader="dash", count=99)
+    assert sum(r["n_reads"] for r in found) == 200
+
+
+# ------------------------------------------------------------------------------------------------------------- refreshing
+
+
+def test_one_reader_is_told_to_refresh_and_all_are_served(books: Shelf, tmp_path: Path) -> None:
+    """While one makes the next the others serve the stale one; when its lease has ended, the next reader is told."""
+    told: list[str] = []
+    books.publish({"a": "bug"})
+    first = books.reader("first", max_age="1h", on_stale="refresh", refresh=lambda _: told.append("first"))
+    second = books.reader("second", max_age="1h", on_stale="refresh", refresh=lambda _: told.append("second"))
+    assert [r.get("a") is not None for r in (first, second)] == [True, True]
+    assert told == []
+    books.wait(hours=2)
+    for labels in (first, second, first):
+        hit = labels.get("a")
+        assert hit is not None
+        assert hit.stale
+    assert told == ["first"]
+    books.wait(minutes=11)
+    assert second.get("a") is not None
+    assert told == ["first", "second"]
+
+
+def test_a_refresh_that_raises_gives_the_turn_back(books: Shelf) -> None:
+    """The caller sees what went wrong, and the next reader is asked at once."""
+
+    def fails(_: object) -> None:
+        raise RuntimeError("the queue is down")
+
+    told: list[object] = []
+    books.publish({"a": "bug"})
+    books.wait(hours=2)
+    with pytest.raises(RuntimeError, match="queue"):
+        books.reader("first", max_age="1h", on_stale="refresh", refresh=fails).get("a")
+    books.reader("second", max_age="1h", on_stale="refresh", refresh=told.append).get("a")
+    assert [type(outcome) for outcome in told] == [Stale]
+
+
+def test_nothing_built_yet_is_built_by_the_first_reader(books: Shelf) -> None:
+    """The first reader of a job that never ran is told, too."""
+    told: list[object] = []
+    labels = books.reader(max_age="1h", on_stale="refresh", refresh=told.append)
+    for _ in range(2):
+        with pytest.raises(errors.NotBuilt):
+            labels.get("a")
+    assert [type(outcome) for outcome in told] == [NeverBuilt]
+
+
+def test_a_job_is_run_in_the_background_and_its_publication_is_read(tmp_path: Path) -> None:
+    """With a job file, the first stale read starts the job within its budget; the stale answer is served meanwhile."""
+    with desk(tmp_path) as office:
+        office.write(6)
+        assert office.run().code == 0
+        with changed(office.folder, office.env), canwait.connect() as client:
+            labels = canwait.reader(
+                "labels",
+                as_="me",
+                max_age=timedelta(microseconds=1),
+                on_stale="refresh",
+                refresh="job.yaml",
+                client=client,
+            )
+            hit = labels.get("000001")
+            assert hit is not None
+            assert (hit.stale, hit.version) == (True, 1)
+            (work,) = [t for t in threading.enumerate() if t.name == "refresh labels"]
+            work.join()
+            newest = labels.publication
+            assert newest is not None
+            assert newest.version == 2
+            assert client.ledger.query("refreshing", job="labels", now=0) == []
+
+
+def test_a_job_that_cannot_be_refreshed_is_not_tried_all_the_time(tmp_path: Path) -> None:
+    """What went wrong stands in the journal, the lease stays, and readers are served what there is."""
+    with desk(tmp_path) as office:
+        office.write(6)
+        assert office.run().code == 0
+        with changed(office.folder, office.env), canwait.connect() as client:
+            labels = canwait.reader(
+                "labels",
+                as_="me",
+                max_age=timedelta(microseconds=1),
+                on_stale="refresh",
+                refresh="gone.yaml",
+                client=client,
+            )
+            for _ in range(3):
+                hit = labels.get("000001")
+                assert hit is not None
+                assert hit.stale
+                for work in [t for t in threading.enumerate() if t.name == "refresh labels"]:
+                    work.join()
+            failed = [e for e in client.ledger.events(job="labels") if e.kind == "refresh_failed"]
+            assert ["no such job file" in e.reason for e in failed] == [True]
+
+
+_ASK = """
+import sys
+from datetime import datetime, timedelta, UTC
+from canwait import publishing
+from canwait.db import connect
+from canwait.ledger import Ledger
+url, holder = sys.argv[1:]
+ledger = Ledger(connect(url))
+print("ready", flush=True)
+sys.stdin.readline()
+won = [publishing.begin_refresh(ledger, f"job {n}", holder, 600, datetime.now(UTC)) for n in range(50)]
+print(sum(w << n for n, w in enumerate(won)), flush=True)
+"""
+
+
+def test_two_processes_refresh_once(ledger_url: str) -> None:
+    """Of two processes that find fifty sets stale at the same moment exactly one refreshes each; on both databases."""
+    canwait.connect(ledger_url, env={"CANWAIT_HOME": "unused"}).close()
+    asking = [
+        subprocess.Popen(
+            [sys.executable, "-c", _ASK, ledger_url, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in ("one", "two")
+    ]
+    for process in asking:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in asking:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    one, two = (int(process.communicate()[0]) for process in asking)
+    assert (one & two, one | two) == (0, (1 << 50) - 1)
+
+
+# ------------------------------------------------------------------------------------------------------- over all of time
+
+
+class Reading(RuleBasedStateMachine):
+    """Publications of any input in any order, revisions, new terms and reads, while time passes."""
+
+    readers = Bundle("readers")
+
+    @initialize(folder=st.just(None))
+    def begin(self, folder: None) -> None:
+        import tempfile
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.made = Shelf(Path(self.folder.name), f"sqlite:///{self.folder.name}/ledger.db")
+        self.inputs: list[tuple[datetime, int]] = []  # when each was read, and its version
+        self.accepted: dict[str, int] = {}  # by reader: what its code accepts, seconds
+        self.revised: dict[str, int] = {}  # by reader: what counts in the ledger
+        self.stated: dict[str, int] = {}
+        self.open: dict[str, Any] = {}
+
+    @rule(hours=st.integers(0, 30), micros=st.integers(0, 2))
+    def pass_time(self, hours: int, micros: int) -> None:
+        self.made.wait(hours=hours, microseconds=micros)
+
+    @rule(age_h=st.integers(0, 60))
+    def publish(self, age_h: int) -> None:
+        as_of = self.made.now - age_h * HOUR
+        made = self.made.publish({"row": f"{len(self.inputs) + 1}"}, as_of=as_of)
+        self.inputs.append((as_of, made.version))
+
+    @rule()
+    def read_input_again(self) -> None:
+        if self.inputs:
+            self.made.see(self.made.now)
+            made = self.made.load({"row": "the same"})
+            if made.version > len(self.inputs):
+                self.inputs.append((self.made.now, made.version))
+
+    @rule(name=st.sampled_from(["one", "two"]), hours=st.sampled_from([1, 24, 48]), serve=st.booleans())
+    def declare(self, name: str, hours: int, serve: bool) -> None:
+        stale = "serve" if serve else "block"
+        self.open[name] = self.made.reader(name, max_age=f"{hours}h", on_stale=stale)
+        self.accepted[name] = hours * 3600
+        if self.stated.get(name) != (hours, serve):  # saying the same again leaves a revision as it is
+            self.stated[name] = (hours, serve)  # type: ignore[assignment]
+            self.revised[name] = hours * 3600
+
+    @rule(name=st.sampled_from(["one", "two"]), hours=st.sampled_from([1, 24, 72]))
+    def revise(self, name: str, hours: int) -> None:
+        if name in self.open:
+            contract = Contract("job", name, hours * 3600, "serve")
+            publishing.revise(self.made.client.ledger, contract, "a person", self.made.now)
+            self.revised[name] = hours * 3600
+
+    @invariant()
+    def nothing_older_than_its_contract_is_fresh(self) -> None:
+        for name, labels in getattr(self, "open", {}).items():
+            now = self.made.now
+            limit = timedelta(seconds=min(self.accepted[name], self.revised[name]))
+            outcome = labels.outcome
+            if not self.inputs:
+                assert isinstance(outcome, NeverBuilt)
+                continue
+            newest, version = max(self.inputs)
+            assert not isinstance(outcome, NeverBuilt)
+            assert (outcome.publication.source_as_of, outcome.publication.version) == (newest, version)
+            assert outcome.age == now - newest
+            assert isinstance(outcome, Fresh) == (now - newest <= limit)
+            try:
+                hit = labels.get("row")
+            except errors.StaleResult:
+                assert isinstance(outcome, Blocked)
+                continue
+            assert (hit.stale, hit.age, hit.version) == (now - newest > limit, now - newest, version)
+
+    def teardown(self) -> None:
+        if hasattr(self, "made"):
+            self.made.client.close()
+            self.folder.cleanup()
+
+
+Reading.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+test_no_read_older_than_its_contract_is_fresh = Reading.TestCase
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+
+def test_reading_on_the_command_line(tmp_path: Path) -> None:
+    """Rows as JSON lines, all or by key; a missing key ends with 2, a contract that is broken with 8 and no row."""
+    with desk(tmp_path) as office:
+        office.write(6)
+        assert office.canwait("read", "labels", "--as", "me", "--max-age", "1h").code == 8
+        assert office.run().code == 0
+        said = office.canwait("read", "job.yaml", "--as", "me", "--max-age", "1h")
+        rows = [json.loads(line) for line in said.out.splitlines()]
+        assert (said.code, [r["key"] for r in rows]) == (0, [f"{n:06d}" for n in range(6)])
+        assert {(r["stale"], r["version"], r["gate"]) for r in rows} == {(False, 1, "no gate")}
+        said = office.canwait("read", "labels", "000003", "nope", "--as", "me")
+        assert (said.code, json.loads(said.out)["key"]) == (2, "000003")
+        said = office.canwait("read", "labels", "--as", "me", "--max-age", "1s", "--on-stale", "serve")
+        blocked = office.canwait("read", "labels", "--as", "strict", "--max-age", "1s", "--json")
+        if blocked.code == 0:  # within a second of the run
+            import time
+
+            time.sleep(1)
+            blocked = office.canwait("read", "labels", "--as", "strict", "--json")
+        assert (blocked.code, blocked.out, blocked.problem["code"]) == (8, "", "stale")
