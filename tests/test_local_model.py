@@ -144,7 +144,7 @@ def test_the_server_dies_with_whoever_started_it(model: Path) -> None:
         assert url.startswith("http://127.0.0.1:")
         assert alive(int(pid))
         parent.send_signal(signal.SIGKILL)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60  # it may be loading the model, on a busy machine
     while alive(int(pid)) and time.monotonic() < end:
         time.sleep(0.05)
     assert not alive(int(pid))

@@ -112,7 +112,7 @@ class Webhook:
         body = json.dumps(message.body, sort_keys=True, separators=(",", ":")).encode()
         timestamp = int(message.at.timestamp())
         headers = {
-            "host": parts.netloc,
+            "host": parts.netloc.rpartition("@")[2],
             "content-type": "application/json",
             "user-agent": "canwait",
             "webhook-id": message.id,
