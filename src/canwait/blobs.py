@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from operator import methodcaller
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +21,7 @@ from .errors import BlobError
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
+_line = methodcaller("removesuffix", b"\n")  # run once a line of output
 
 
 class Blobs:
@@ -101,8 +103,7 @@ class Blobs:
         As they are: what a provider wrote is never unpacked (`read_lines` is for what is ours).
         """
         with self.path(name).open("rb", buffering=_CHUNK) as file:
-            for line in file:
-                yield line.removesuffix(b"\n")
+            yield from map(_line, file)
 
     def _publish(self, path: Path, name: str) -> None:
         target = self._place(name)
