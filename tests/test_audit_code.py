@@ -639,8 +639,7 @@ def test_a_logged_name_finds_its_call(name: str, lines: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "lines"),
-    [("run", [88, 93, 12]), ("mail.py:500", [30, 60]), ("mail.py", [30, 60]), ("crm.mail", [30, 60])],
+    ("name", "lines"), [("run", [88, 93, 12]), ("mail.py:500", [30, 60]), ("mail.py", [30, 60]), ("crm.mail", [30, 60])]
 )
 def test_an_ambiguous_name_joins_nothing(name: str, lines: list[int]) -> None:
     """A name that fits several functions alike gets none of them, and all are listed as possible."""

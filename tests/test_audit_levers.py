@@ -230,10 +230,7 @@ def test_what_could_not_be_compared_may_repeat_itself() -> None:
 
 
 CLAUDE = priced(
-    {
-        ("m", Tier.STANDARD): a_price("1", "5", "0.1", "1.25"),
-        ("m", Tier.BATCH): a_price("0.5", "2.5", "0.05", "0.625"),
-    }
+    {("m", Tier.STANDARD): a_price("1", "5", "0.1", "1.25"), ("m", Tier.BATCH): a_price("0.5", "2.5", "0.05", "0.625")}
 )
 LONG = a_use(1_000, Usage(10_000_000, 100_000), "anthropic")  # $10.50
 ALIKE = Prefix(200, 40_000.0, 32_000, 0, "text", 32_000)  # 4 bytes a token: 8,000 of 10,000 tokens alike

@@ -13,19 +13,7 @@ import pytest
 
 from canwait.audit.calls import BadLine
 from canwait.audit.facts import Arrivals, ModelUse, Sample, SiteFacts
-from canwait.audit.findings import (
-    Audit,
-    CodeSite,
-    Lever,
-    LogFile,
-    Needs,
-    Proof,
-    Range,
-    Reason,
-    Site,
-    Spend,
-    Verdict,
-)
+from canwait.audit.findings import Audit, CodeSite, Lever, LogFile, Needs, Proof, Range, Reason, Site, Spend, Verdict
 from canwait.audit.page import as_html
 from canwait.audit.report import as_text, dollars, next_step, site_text, to_json
 from canwait.types import Tier, Usage

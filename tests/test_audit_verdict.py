@@ -92,11 +92,7 @@ CASES: list[tuple[str, list[Call], tuple[Needs, Proof]]] = [
     ("used within the hour", calls(100, used_s=2400), (Needs.NEAR_REAL_TIME, Proof.PROVED)),
     ("used hours later", calls(100, used_s=9 * 3600 + 700), (Needs.BATCH, Proof.PROVED)),
     ("used hours later, of few calls", calls(15, used_s=9 * 3600 + 700), (Needs.BATCH, Proof.LIKELY)),
-    (
-        "used hours later, known of a tenth",
-        calls(30, used_s=9 * 3600 + 700) + calls(270),
-        (Needs.BATCH, Proof.LIKELY),
-    ),
+    ("used hours later, known of a tenth", calls(30, used_s=9 * 3600 + 700) + calls(270), (Needs.BATCH, Proof.LIKELY)),
     (
         "used hours later, known of a hundredth",
         calls(30, used_s=9 * 3600) + calls(2700, 60),
@@ -123,11 +119,7 @@ CASES: list[tuple[str, list[Call], tuple[Needs, Proof]]] = [
         calls(40, used_s=3, stream=True) + calls(60, used_s=30_000, stream=False),
         (Needs.HYBRID, Proof.PROVED),
     ),
-    (
-        "partly from a schedule",
-        calls(50, trigger="http") + calls(50, trigger="cron"),
-        (Needs.HYBRID, Proof.LIKELY),
-    ),
+    ("partly from a schedule", calls(50, trigger="http") + calls(50, trigger="cron"), (Needs.HYBRID, Proof.LIKELY)),
     ("partly from a schedule, the rest unknown", calls(50) + calls(50, trigger="cron"), (Needs.ASK, Proof.UNCLEAR)),
     ("streams to a user", calls(100, stream=True, user="ana"), (Needs.SYNC, Proof.PROVED)),
     ("streams", calls(100, stream=True), (Needs.SYNC, Proof.LIKELY)),

@@ -196,8 +196,7 @@ class GateMachine(RuleBasedStateMachine):
 def test_no_path_reads_what_was_not_accepted() -> None:
     """Whatever is opened, run, judged, undone, sent again, edited, renamed, cancelled or loaded, by any face."""
     run_state_machine_as_test(
-        GateMachine,
-        settings=settings(max_examples=25, stateful_step_count=25, suppress_health_check=list(HealthCheck)),
+        GateMachine, settings=settings(max_examples=25, stateful_step_count=25, suppress_health_check=list(HealthCheck))
     )
 
 

@@ -220,10 +220,7 @@ def test_what_cannot_help_is_not_repeated(ledger: Ledger) -> None:
         note(ledger, clock.now())
         deliver(ledger, {}, clock, opened=kept.open)
     log = {d.notice.type: (d.state, d.tries[0].words) for d in deliveries(ledger)}
-    assert log == {
-        "job.completed": ("failed", "550"),
-        "job.expired": ("waiting", "our own mistake: RuntimeError"),
-    }
+    assert log == {"job.completed": ("failed", "550"), "job.expired": ("waiting", "our own mistake: RuntimeError")}
 
 
 @pytest.mark.parametrize("where", ["before delivered", "after claim_delivery"])

@@ -153,9 +153,7 @@ def test_a_request_goes_over_the_wire_byte_for_byte(tmp_path: Path) -> None:
         ended(own)
     posts = [seen for seen in host.seen if seen.method == "POST"]
     assert [seen.body for seen in posts] == shard.path.read_bytes().splitlines()
-    assert {(seen.path, seen.headers["authorization"]) for seen in posts} == {
-        ("/v1/chat/completions", "Bearer sk-own"),
-    }
+    assert {(seen.path, seen.headers["authorization"]) for seen in posts} == {("/v1/chat/completions", "Bearer sk-own")}
 
 
 def test_a_reply_of_many_lines_is_kept_whole_on_one(tmp_path: Path) -> None:

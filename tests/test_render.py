@@ -19,15 +19,7 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from canwait.errors import SpecError
-from canwait.render import (
-    Renderer,
-    RowProblem,
-    compile_job,
-    endpoint,
-    key_text,
-    nearest,
-    request_key,
-)
+from canwait.render import Renderer, RowProblem, compile_job, endpoint, key_text, nearest, request_key
 from canwait.structured import structured_output
 from canwait.types import BudgetSpec, Endpoint, Job, Source, Urgency
 

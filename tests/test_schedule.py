@@ -131,10 +131,7 @@ def test_the_narrowest_kind_with_enough_batches_speaks() -> None:
         same[1:] + small,
         "openai/m on batch, any size",
     )
-    assert alike(same[1:] + other, "openai", "m", Tier.BATCH, 1_000) == (
-        same[1:] + other,
-        "openai on batch, any model",
-    )
+    assert alike(same[1:] + other, "openai", "m", Tier.BATCH, 1_000) == (same[1:] + other, "openai on batch, any model")
     assert alike(others, "openai", "m", Tier.BATCH, 1_000)[0] == []
 
 

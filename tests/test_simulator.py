@@ -106,11 +106,7 @@ def test_files_are_kept_listed_and_deleted(sim: Simulated) -> None:
 
     assert sim.openai.files.content(file_id).content == content
     stored = sim.openai.files.retrieve(file_id)
-    assert (stored.bytes, stored.purpose, stored.expires_at) == (
-        len(content),
-        "batch",
-        stored.created_at + 30 * DAY_S,
-    )
+    assert (stored.bytes, stored.purpose, stored.expires_at) == (len(content), "batch", stored.created_at + 30 * DAY_S)
     assert [file.id for file in sim.openai.files.list(purpose="batch")] == [file_id]
     assert list(sim.openai.files.list(purpose="vision")) == []
     assert sim.openai.files.delete(file_id).deleted

@@ -51,10 +51,7 @@ def test_every_fault_has_a_test() -> None:
 def _creates(sim: Simulated) -> list[tuple[Callable[[], Any], Any]]:
     file_id = sim.upload(chat_lines(2))
     create: Any = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-    return [
-        (lambda: sim.openai.batches.create(**create), openai),
-        (lambda: sim.submit_messages(2), anthropic),
-    ]
+    return [(lambda: sim.openai.batches.create(**create), openai), (lambda: sim.submit_messages(2), anthropic)]
 
 
 @pytest.mark.parametrize(

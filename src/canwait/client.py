@@ -656,10 +656,7 @@ class JobHandle:
 
         lot = self._passed()
         draft = publishing.draft(c.ledger, self.name, lot.reason if lot else "no gate")
-        with (
-            self._readable() as rows,
-            keeping(c.blobs, rows.columns.loaded, rows.columns.kind, draft.blob) as kept,
-        ):
+        with self._readable() as rows, keeping(c.blobs, rows.columns.loaded, rows.columns.kind, draft.blob) as kept:
             key = job.source.key
             opened = partial(open_sink, base_dir=job.base_dir, key=key, env=c.settings.env, scratch=c.settings.scratch)
             n = opened(job.load).load(kept.passing(rows.loaded()), rows.columns.loaded)

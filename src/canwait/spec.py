@@ -40,17 +40,7 @@ from .errors import Problem, SpecError
 from .gate import needed
 from .importing import imported
 from .notices import KINDS
-from .render import (
-    ROLES,
-    Loc,
-    bound_fault,
-    did_you_mean,
-    dotted,
-    endpoint_fault,
-    nearest,
-    params_faults,
-    prompt_faults,
-)
+from .render import ROLES, Loc, bound_fault, did_you_mean, dotted, endpoint_fault, nearest, params_faults, prompt_faults
 from .structured import structured_output
 from .types import Endpoint
 
@@ -207,8 +197,7 @@ Format = Literal["csv", "tsv", "jsonl", "parquet"]
 Duration = Annotated[int, BeforeValidator(parse_duration, _pattern("^[0-9]{1,9} ?[smhdw]$"))]
 Percent = Annotated[Decimal, BeforeValidator(parse_percent, _pattern(r"^[0-9]{1,3}(\.[0-9]{1,9})? ?%$"))]
 Usd = Annotated[
-    int,
-    BeforeValidator(parse_usd, Annotated[float, Field(ge=0)] | _pattern(r"^[0-9]{1,18}(\.[0-9]{1,18})?$")),
+    int, BeforeValidator(parse_usd, Annotated[float, Field(ge=0)] | _pattern(r"^[0-9]{1,18}(\.[0-9]{1,18})?$"))
 ]
 
 
@@ -484,9 +473,7 @@ class JobFile(Section):
     deadline: Duration = Field("24h", validate_default=True, description="when answers are needed, like 24h")
     urgency: types.Urgency = Field(description="how long readers can wait: near_real_time or batch")
     max_output_tokens: Count | None = Field(
-        None,
-        validate_default=True,
-        description="the bound of one answer; without it there is no worst case",
+        None, validate_default=True, description="the bound of one answer; without it there is no worst case"
     )
     params: dict[str, Any] = Field({}, description="further fields of the request body: temperature, seed, ...")
     retry: RetrySection = RetrySection.model_construct()

@@ -392,6 +392,15 @@ class PlannedShard:
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """A random sample of a plan's new requests, sent first, as a shard of its own: what the others will cost, and whether
+    they are worth asking."""
+
+    shard: str
+    homes: tuple[int, ...]  # by line, in random order: the place in `Plan.shard_ids` of the shard it was drawn from
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a job would do and cost, as a value; approving it means running exactly it."""
 
@@ -428,6 +437,7 @@ class Plan:
     source_fingerprint: str  # sha256 of the source's bytes and of everything else that decides the rows
     source_as_of: datetime  # when the input was read
     created_at: datetime
+    canary: Canary | None = None  # of few rows none is drawn
 
 
 @dataclass(frozen=True, slots=True)

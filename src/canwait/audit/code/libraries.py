@@ -60,16 +60,8 @@ _KNOWN: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ),
         ("instructor", "chat", r".+\.chat\.completions\.create_(?:with_completion|partial|iterable)"),
         ("openai", "chat", r".+\.chat\.completions\.(?:create|parse|stream)"),
-        (
-            "openai",
-            "responses",
-            _OPENAI + r"\.responses\.(?:create|parse|stream)",
-        ),
-        (
-            "openai",
-            "embeddings",
-            _OPENAI + r"\.embeddings\.create",
-        ),
+        ("openai", "responses", _OPENAI + r"\.responses\.(?:create|parse|stream)"),
+        ("openai", "embeddings", _OPENAI + r"\.embeddings\.create"),
         (
             "openai",
             "chat",
@@ -77,11 +69,7 @@ _KNOWN: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
             r"|openai\.(?:ChatCompletion|Completion)\.a?create",
         ),
         ("openai", "embeddings", r"openai\.Embedding\.a?create"),
-        (
-            "openai",
-            "batch",
-            _OPENAI + r"\.batches\.create",
-        ),
+        ("openai", "batch", _OPENAI + r"\.batches\.create"),
         ("anthropic", "batch", r"(?:anthropic\..+|\?.+)\.messages\.batches\.create"),
         (
             "anthropic",
@@ -91,11 +79,7 @@ _KNOWN: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ("google-genai", "chat", _GOOGLE + r"\.models\.generate_content(?:_stream)?"),
         ("google-genai", "embeddings", _GOOGLE + r"\.models\.embed_content"),
         ("google-genai", "batch", r"google\.genai(?:\.\w+)*\.Client\(\)\.batches\.create"),
-        (
-            "google-genai",
-            "chat",
-            r"google\.genai(?:\.\w+)*\.Client\(\)\.chats\.create\(\)\.send_message(?:_stream)?",
-        ),
+        ("google-genai", "chat", r"google\.genai(?:\.\w+)*\.Client\(\)\.chats\.create\(\)\.send_message(?:_stream)?"),
         ("google-genai", "chat", _GEMINI + r"(?:\.start_chat\(\)\.send_message|\.generate_content)(?:_async)?"),
         ("google-genai", "embeddings", r"google\.generativeai\.embed_content"),
         ("google-genai", "chat", r"\?(?:\w+\.)*(?:\w+_)?(?:model|gemini)\.generate_content(?:_async)?"),

@@ -7,18 +7,7 @@ from collections.abc import Iterator, Mapping
 from ..calls import Asked, Call
 from .bodies import NONE, Counts, asking, beside_cache, reply, within_cache
 from .sites import declared, site_of
-from .values import (
-    Fields,
-    after_us,
-    count,
-    dollars,
-    fields_of,
-    first_named,
-    must_start,
-    number,
-    provider_of,
-    when_us,
-)
+from .values import Fields, after_us, count, dollars, fields_of, first_named, must_start, number, provider_of, when_us
 
 
 class Helicone:

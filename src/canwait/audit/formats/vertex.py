@@ -7,18 +7,7 @@ from collections.abc import Iterator, Mapping
 from ..calls import Asked, Call
 from .bodies import Reply, asking, reply
 from .sites import declared, site_of
-from .values import (
-    Fields,
-    after_us,
-    fields_of,
-    first_named,
-    items_of,
-    json_of,
-    must_start,
-    number,
-    tier_of,
-    when_us,
-)
+from .values import Fields, after_us, fields_of, first_named, items_of, json_of, must_start, number, tier_of, when_us
 
 
 class Vertex:
