@@ -94,9 +94,13 @@ class MailServer:
 
 @contextmanager
 def mail_server(
-    *, tls: ssl.SSLContext | None = None, extensions: Sequence[str] = (), to_recipient: str = "250 ok"
+    *,
+    tls: ssl.SSLContext | None = None,
+    extensions: Sequence[str] = (),
+    to_recipient: str = "250 ok",
+    goodbye: str = "221 bye",
 ) -> Iterator[MailServer]:
-    """An SMTP server; `to_recipient`: what it answers to RCPT."""
+    """An SMTP server; `to_recipient` and `goodbye`: what it answers to RCPT and QUIT."""
     here = MailServer()
     listening = socket.create_server(("127.0.0.1", 0))
     here.port = listening.getsockname()[1]
@@ -128,7 +132,7 @@ def mail_server(
                         here.mails.append((sender, to, message_from_bytes(text)))
                         line.write(b"250 taken\r\n")
                     case "QUIT":
-                        line.write(b"221 bye\r\n")
+                        line.write(f"{goodbye}\r\n".encode())
                         return
                     case _:
                         line.write(b"250 ok\r\n")

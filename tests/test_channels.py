@@ -283,6 +283,14 @@ def test_a_mail_arrives() -> None:
     assert AT == message().at
 
 
+def test_a_mail_that_was_taken_is_not_sent_again() -> None:
+    """However the server says goodbye, it has the mail: another try would bring a second one."""
+    with mail_server(goodbye="421 too busy to say goodbye") as server:
+        env = {"CANWAIT_SMTP_URL": f"smtp://127.0.0.1:{server.port}", "CANWAIT_SMTP_FROM": "c@example.com"}
+        assert Smtp("me@example.com", env).send(message()) == "the mail server took it"
+        assert len(server.mails) == 1
+
+
 def test_a_password_travels_by_tls_only(certificate: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     """Over smtps:// it logs in; a server without TLS is told neither the password nor the mail."""
     theirs, ours = certificate
@@ -361,10 +369,17 @@ def test_apprise_delivers() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize(("value", "words"), [("", "NAME is not set"), ("nosuch://x/secret", "does not know")])
-def test_apprise_without_a_usable_address(value: str, words: str) -> None:
-    """The variable is named, what it holds is not shown."""
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("", "NAME is not set"),
+        ("nosuch://x/secret", "does not know"),
+        ("json://x/secret json://y/secret", "2 addresses; give each"),
+    ],
+)
+def test_apprise_without_a_usable_address(value: str, words: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The variable is named, what it holds is neither shown nor logged; several would be told again when one fails."""
     pytest.importorskip("apprise")
-    with pytest.raises(Undelivered, match=words) as error:
+    with caplog.at_level("DEBUG"), pytest.raises(Undelivered, match=words) as error:
         open_channel(Notify("apprise:NAME"), {"NAME": value})
-    assert "secret" not in str(error.value)
+    assert "secret" not in str(error.value) + caplog.text

@@ -8,6 +8,7 @@ from __future__ import annotations
 import smtplib
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from email.errors import MessageError
 from email.message import EmailMessage
 from email.utils import format_datetime
@@ -44,8 +45,13 @@ class Smtp:
     def send(self, message: Message) -> str:
         try:
             mail = self._mail(message)
-            with self._server() as server:
+            server = self._server()
+            try:
                 server.send_message(mail, self._from, [self._to])
+                with suppress(smtplib.SMTPException, OSError):  # it has the mail, however it says goodbye
+                    server.quit()
+            finally:
+                server.close()
         except smtplib.SMTPRecipientsRefused as error:
             code = next(iter(error.recipients.values()))[0]
             raise Undelivered(f"the mail server answered {code} to the address", again=code < 500) from None
