@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -151,6 +152,15 @@ def test_a_disk_that_takes_no_more_leaves_nothing_half_written(tmp_path: Path) -
     assert run.returncode == 7, run.stderr
     assert f"{tmp_path}/blobs could not be written" in run.stdout
     assert files(Blobs(tmp_path / "blobs")) == []
+
+
+def test_a_scratch_file_that_the_disk_refuses_is_a_clear_error(tmp_path: Path) -> None:
+    """Whatever is written in a scratch folder: a full disk is told with what to do, and the folder goes."""
+    blobs = Blobs(tmp_path / "blobs")
+    with pytest.raises(BlobError, match="No space left") as error, blobs.scratch():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert "free some space" in str(error.value.own_hint)
+    assert list((tmp_path / "blobs" / "tmp").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:

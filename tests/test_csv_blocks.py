@@ -16,10 +16,10 @@ from canwait.sources.csv import CsvSource
 from canwait.sources.files import SourceFile
 
 PIECE = st.text(alphabet='ab é\n",\r', max_size=4) | st.sampled_from(
-    ["", "NA", "null", '"', '""', "\r\n", "🙂", "\0", " "]
+    ["", "NA", "null", '"', '""', "\r\n", "🙂", "\0", " ", "\ufeff"]
 )
 QUOTED = PIECE.map(lambda text: '"' + text.replace('"', '""') + '"')
-PLAIN = st.text(alphabet="ab é'", max_size=4)
+PLAIN = st.text(alphabet="ab é'\ufeff", max_size=4)
 FIELD = st.one_of(QUOTED, PLAIN, QUOTED, PLAIN, PIECE)
 RECORD = st.lists(FIELD, min_size=2, max_size=2).map(",".join) | st.lists(FIELD, max_size=3).map(",".join)
 CONTENT = st.lists(st.tuples(RECORD, st.sampled_from(["\n", "\n", "\r\n", "\n\n", ""])), max_size=8)

@@ -10,7 +10,8 @@ import resource
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -44,7 +45,14 @@ class Shelf:
     """A ledger of one job that has ended: what `Answers` asks of one."""
 
     def __init__(
-        self, blobs: Blobs, rows: Sequence[tuple[int, int]], shards: Sequence[Shard], *, schema: Any, embeds: bool
+        self,
+        blobs: Blobs,
+        rows: Sequence[tuple[int, int]],
+        shards: Sequence[Shard],
+        *,
+        schema: Any,
+        embeds: bool,
+        again: Collection[tuple[int, int]] = (),
     ) -> None:
         endpoint = "/v1/embeddings" if embeds else "/v1/chat/completions"
         self.terms = Terms("fake", "m", endpoint, Tier.BATCH, PRICE, schema, 3, "id", True)
@@ -55,7 +63,12 @@ class Shelf:
         }
         self.rows_blob = put(blobs, pa.table(columns))
         self.shards = [
-            {"shard": f"s{n}", "n_lines": n_lines, "owner_job": "other" if foreign else "job"}
+            {
+                "shard": f"s{n}",
+                "n_lines": n_lines,
+                "owner_job": "other" if foreign else "job",
+                "vector": zlib.compress(bytes((n, line) not in again for line in range(n_lines))),
+            }
             for n, (n_lines, foreign, _) in enumerate(shards)
         ]
         self.files = {
@@ -111,11 +124,18 @@ def settled_at(attempt: int) -> datetime:
 
 
 def answers(
-    folder: Path, rows: Sequence[tuple[int, int]], shards: Sequence[Shard], *, schema: Any = None, embeds: bool = False
+    folder: Path,
+    rows: Sequence[tuple[int, int]],
+    shards: Sequence[Shard],
+    *,
+    schema: Any = None,
+    embeds: bool = False,
+    again: Collection[tuple[int, int]] = (),
 ) -> Answers:
+    """`again`: shard and line of those that are being sent again."""
     blobs, scratch = Blobs(folder / "blobs"), folder / "scratch"
     scratch.mkdir(exist_ok=True)
-    shelf = Shelf(blobs, rows, shards, schema=schema, embeds=embeds)
+    shelf = Shelf(blobs, rows, shards, schema=schema, embeds=embeds, again=again)
     return Answers(cast(Ledger, shelf), blobs, "job", scratch)
 
 
@@ -160,6 +180,20 @@ def jobs(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[Shard]]:
         shards.append((n_lines, draw(st.booleans()), files))
     places = [(shard, line) for shard, (n_lines, _, _) in enumerate(shards) for line in range(n_lines)]
     return draw(st.lists(st.sampled_from(places), max_size=25)), shards
+
+
+@given(job=jobs(), again=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 5))))
+@settings(max_examples=50)
+def test_a_row_that_is_being_sent_again_has_not_ended(
+    tmp_path_factory: pytest.TempPathFactory, job: Any, again: set[tuple[int, int]]
+) -> None:
+    """What its last sending brought is not the last word: it is among neither the loaded nor the failed rows."""
+    rows, shards = job
+    found = answers(tmp_path_factory.mktemp("load"), rows, shards, again=again)
+    waiting = {f"k{n}" for n, place in enumerate(rows) if place in again}
+    loaded, failed = ([row for row in part if row[0] not in waiting] for part in expected(rows, shards))
+    assert [row[0] for row in flat(found.loaded())] == [row[0] for row in loaded]
+    assert [row[0] for row in flat(found.failed())] == [row[0] for row in failed]
 
 
 @given(job=jobs(), stretch_rows=st.sampled_from([1, 2, 5, 100]), stretch_bytes=st.sampled_from([1, 20, 10**6]))

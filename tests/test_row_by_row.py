@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import json
 import os
 import re
 import signal
@@ -32,7 +34,7 @@ from canwait.providers.paid import paid_rows
 from canwait.providers.posting import Connections, NotSent, ReplyLost, TimedOut, TooLong, poster
 from canwait.providers.pressure import Pressure, used_up_s
 from canwait.providers.registry import name_of, open_provider
-from canwait.providers.rows import RowByRow
+from canwait.providers.rows import RowByRow, _one_line
 from canwait.providers.spool import Asked, Folder, Row, answer_line
 from canwait.types import BatchStatus, Outcome, Tier
 from provider_host import HANG_UP, TOKEN, Reply, Seen, serving, shard_of
@@ -397,6 +399,44 @@ def test_a_row_refused_while_its_batch_stops_is_not_answered(tmp_path: Path, pai
             assert said.lines == set()
 
 
+def test_a_disk_that_fills_while_a_batch_closes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That rows were not carried out cannot be written down: whoever polls hears it, and when the batch is started again
+    those rows count as lost, for their money may be spent."""
+
+    @asynccontextmanager
+    async def open_ask() -> AsyncIterator[Ask]:
+        async def ask(row: Row) -> Told:
+            await asyncio.sleep(0.05 * (1 + row.line))
+            if row.line == 0:
+                raise Stopped(Unreachable("gone"))
+            return Told(answer_line(row, error={"code": "server_error", "message": "busy"}), again=True)
+
+        yield ask
+
+    def full(self: Asked, lines: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = Folder(tmp_path / "spool", TOKEN)
+    folder.create(encode_line(f"{TOKEN}-{n}", b"{}", "/v1/chat/completions") for n in range(2))
+    crew = Crew(open_ask, Pressure(start=2, most=2), paid=True, name="test")
+    with monkeypatch.context() as patch:
+        patch.setattr(Asked, "were_not", full)
+        crew.start(folder)
+        assert isinstance(until(lambda: crew.why_stopped(folder)), OSError)
+    assert not crew.has(folder)
+    crew.start(folder)
+    until(lambda: True if not crew.has(folder) else None)
+    assert folder.answered()[0] == {0, 1}
+
+
+def test_a_reply_in_another_encoding_spoils_no_other(tmp_path: Path) -> None:
+    """JSON in UTF-16 holds NULs, which would end our file of answers: it is one row's error, as what is no JSON is."""
+    said = json.dumps({"id": "x", "choices": []})
+    lines = [_one_line(said.encode(encoding)) for encoding in ("utf-8", "utf-16", "utf-32-le", "utf-8")]
+    assert [b"\0" in line for line in lines] == [False] * 4
+    assert [b"is not JSON" in line for line in lines] == [False, True, True, False]
+
+
 # ---------------------------------------------------------------------------------------------------------- paid rows
 
 KEY = "sk-paid"
@@ -502,6 +542,7 @@ def test_messages_are_asked_and_read_in_anthropic_s_shape(
         (Reply(b"oops", 500), 1, "MISSING", "missing"),
         (Reply(b"<html>bad gateway</html>", 502), 1, "MISSING", "missing"),
         (Reply({"error": {"message": "timed out upstream"}}, 504), 1, "MISSING", "missing"),
+        (Reply({"status": "queued"}, 202), 1, "MISSING", "missing"),
         (Reply({"error": {"message": "conflict"}}, 409), 1, "MISSING", "missing"),
         (HANG_UP, 1, "MISSING", "missing"),
         (Reply(raw=b"HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n{"), 1, "MISSING", "missing"),

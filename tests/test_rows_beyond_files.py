@@ -10,9 +10,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+import canwait
 from canwait.compression import compressing
 from object_host import object_host
-from simulated import Desk, desk
+from simulated import Desk, changed, desk
 
 
 @pytest.fixture
@@ -55,6 +56,28 @@ def test_a_job_within_sqlite(office: Desk) -> None:
         assert office.run().json["ok"] == 5
         assert base.execute("SELECT count(*) FROM labels JOIN rows USING (id)").fetchone() == (5,)
         assert base.execute("SELECT count(*) FROM labels_failed").fetchone() == (1,)
+
+
+def test_a_handle_that_runs_again_reads_again(office: Desk) -> None:
+    """Rows that came since this handle last ran are in its next run, from a database and from a file alike."""
+    path = office.folder / "job.yaml"
+    with closing(sqlite3.connect(office.folder / "a.db", isolation_level=None)) as base:
+        base.execute("CREATE TABLE rows (id TEXT, text TEXT)")
+        base.executemany("INSERT INTO rows VALUES (?, ?)", [(f"{n:03}", f"message {n}") for n in range(4)])
+        office.write_job(
+            source={"uri": "sqlite:///a.db", "sql": "SELECT * FROM rows ORDER BY id", "key": "id"}, load=None
+        )
+        with changed(office.folder, office.env), canwait.connect() as client:
+            job = client.job(path)
+            assert job.run().rows == 4
+            base.executemany("INSERT INTO rows VALUES (?, ?)", [(f"n{n:03}", f"message n{n}") for n in range(4)])
+            assert job.run().rows == 8
+    office.write(4)
+    with changed(office.folder, office.env), canwait.connect() as client:
+        job = client.job(path)
+        assert job.run().rows == 4
+        office.write(6)
+        assert job.run().rows == 6
 
 
 def test_a_target_that_cannot_be_reached_is_refused_before_anything_is_paid(office: Desk) -> None:

@@ -433,6 +433,16 @@ def test_opening_makes_no_database_file(tmp_path: Path) -> None:
     assert sink.load([batch(("1", "a", 1))], SCHEMA) == 1
 
 
+@pytest.mark.parametrize(("kept", "sent"), [("7", "007"), ("10", "1e1"), ("7", " 7")])
+def test_a_key_that_the_table_keeps_otherwise_is_refused(base: Base, kept: str, sent: str) -> None:
+    """In a column of numbers '007' would become the row of '7': nothing is loaded, and the row of '7' stays."""
+    base.run("CREATE TABLE labels (id integer PRIMARY KEY, label text, score integer)")
+    assert base.load((kept, "old", 1), ("12", "x", 2)) == 2  # keys that it keeps as they are
+    with pytest.raises(SinkError, match=r"another row|integer"):
+        base.load((sent, "new", 1))
+    assert base.run("SELECT label FROM labels WHERE id = ?", int(kept)) == [("old",)]
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("bad", "words"),

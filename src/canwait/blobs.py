@@ -78,7 +78,7 @@ class Blobs:
         with writing(self.folder):
             (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
             made = tempfile.TemporaryDirectory(dir=self.folder / "tmp", ignore_cleanup_errors=True)
-        with made as folder:
+        with made as folder, writing(self.folder):
             yield Path(folder)
 
     def path(self, name: str) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zlib
 from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,6 +113,7 @@ class _Answering:
     files: Sequence[tuple[Path, datetime]]  # what each of its sendings brought, and when, in the order of settling
     wanted: Any  # by line: the rows of the dataset that it answers, ascending
     first: int  # of those rows
+    vector: bytes  # by line: its outcome
 
     @cached_property
     def final(self) -> Any:
@@ -120,6 +122,13 @@ class _Answering:
         None: each record is the final one of its line.
         """
         return None if _all_final(self) else pa.array(_final(self), _ROW)
+
+    @cached_property
+    def ended(self) -> Any:
+        """By line: whether its record is the last word. None: that of each line is."""
+        if Outcome.PENDING not in self.vector:
+            return None
+        return pc.not_equal(pa.array(array("b", self.vector), pa.int8()), int(Outcome.PENDING))
 
 
 class Answers:
@@ -285,6 +294,8 @@ def _parts(shard: _Answering, names: Sequence[str], *, ok: bool) -> Iterator[_Pa
             if shard.final is not None:
                 ours = pc.equal(shard.final.take(group["line"]), pc.add(_count(n_records), number))
                 chosen = pc.and_(chosen, ours)
+            if shard.ended is not None:  # some are being sent again
+                chosen = pc.and_(chosen, shard.ended.take(group["line"]))
             number += n_records
             places = pc.indices_nonzero(chosen).cast(_ROW)
             wanted = shard.wanted.take(group["line"].take(places))
@@ -302,7 +313,8 @@ def _answering(ledger: Ledger, blobs: Blobs, job: str, row: Mapping[str, Any], w
     sent = [s for s in ledger.query("shards_of_root", root=row["shard"]) if s["results_blob"]]
     sent.sort(key=lambda s: (s["settled_us"], s["attempt"]))
     files = [(blobs.path(s["results_blob"]), from_us(s["settled_us"])) for s in sent]
-    return _Answering(row["n_lines"], row["owner_job"] != job, files, wanted, pc.min(wanted.flatten()).as_py())
+    first, vector = pc.min(wanted.flatten()).as_py(), zlib.decompress(row["vector"])
+    return _Answering(row["n_lines"], row["owner_job"] != job, files, wanted, first, vector)
 
 
 def _wanted(rows: Path, n_lines: Sequence[int]) -> list[Any]:

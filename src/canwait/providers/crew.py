@@ -357,6 +357,9 @@ class _Run:
         self.answers.commit()
 
     def close(self) -> None:
+        """Once: also where it could not be closed as it should be."""
+        if self.closed:
+            return
         self.closed = True
         with ExitStack() as stack:
             stack.callback(self._lock.close)

@@ -252,7 +252,7 @@ def _told(host: Host, row: Row, reply: Reply) -> Told:
         return Told(line(), ends=True)
     if status in _TOO_MANY:
         return Told(line(), again=True, pressed=True, wait_s=wait_s)
-    if status in _PROVES_NOTHING or (status >= 500 and not isinstance(stated, dict)):
+    if status in _PROVES_NOTHING or 200 < status < 300 or (status >= 500 and not isinstance(stated, dict)):
         return Told(_unknown(row, f"{status}: {_words(host, reply.body)}"))
     return Told(line())
 
@@ -301,7 +301,8 @@ def _one_line(body: bytes) -> bytes:
     try:
         orjson.loads(body)
     except orjson.JSONDecodeError:
-        if parse(body) is None and body.strip() != b"null":  # NaN, which some servers write, is read by the other
+        # NaN, which some servers write, is read by the other, and so is UTF-16, which cannot stand among our lines.
+        if b"\0" in body or (parse(body) is None and body.strip() != b"null"):
             return _error(f"the reply is not JSON: {tidy(body[:2_000].decode(errors='replace'), 500)}")
     if b"\n" in body or b"\r" in body:
         return body.replace(b"\n", b" ").replace(b"\r", b" ")

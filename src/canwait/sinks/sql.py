@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FAILED = "_failed"
 _STAGE = '"canwait rows"'  # a temporary table, of a name no target has: the new rows, before they touch it
+_SENT = '"canwait key"'
 _PATIENCE_S = 30.0  # for a writer of anything else in SQLite's file
 _AGAIN = "mend it and run again: what is paid is kept"
 _MAX_NAME_BYTES = 63  # PostgreSQL cuts longer names, silently
@@ -71,9 +72,16 @@ class SqlSink:
             elif missing := [name for name in schema.names if name not in there]:
                 raise self._misfit(missing)
             # Of the target's own types, so that the database says which value does not fit.
-            tx.run(f"CREATE TEMPORARY TABLE {_STAGE} {tx.ends_with_it} AS SELECT {columns} FROM {self._target} LIMIT 0")
+            staged = f"{columns}, CAST({key} AS TEXT) AS {_SENT}"
+            tx.run(f"CREATE TEMPORARY TABLE {_STAGE} {tx.ends_with_it} AS SELECT {staged} FROM {self._target} LIMIT 0")
             tx.run(f'CREATE UNIQUE INDEX {tx.in_temporary}"canwait keys" ON {_STAGE} ({key})')
-            tx.fill(columns, (row for batch in batches for row in self._rows(batch)), len(schema.names))
+            rows = (row for batch in batches for row in self._rows(batch))
+            tx.fill(f"{columns}, {_SENT}", rows, len(schema.names) + 1)
+            for kept, sent in tx.run(
+                f"SELECT CAST({key} AS TEXT), {_SENT} FROM {_STAGE} WHERE CAST({key} AS TEXT) <> {_SENT} LIMIT 1"
+            ):  # '007' in a column of numbers would be the row of '7'
+                what = f"the column {self._key!r} keeps the key {sent!r} as {kept!r}, which may be another row's"
+                raise SinkError(what, hint="load into a table whose key column is text, or name keys as it keeps them")
             if self._mode == "replace":
                 tx.run(f"DELETE FROM {self._target}")
             changes = ", ".join(f"{n} = excluded.{n}" for n in map(_quoted, schema.names) if n != key)
@@ -84,12 +92,12 @@ class SqlSink:
             return int(tx.run(f"SELECT count(*) FROM {self._target}")[0][0])
 
     def _rows(self, batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
-        """The rows as the database takes them."""
-        for key in batch.column(self._key).to_pylist():
-            if not key:
-                raise SinkError("a key is missing in the rows to load")
+        """The rows as the database takes them, and behind each its key as it stands."""
+        keys = batch.column(self._key).to_pylist()
+        if not all(keys):
+            raise SinkError("a key is missing in the rows to load")
         columns = [list(map(_writer(self._db.kind, c.type), c.to_pylist())) for c in batch.columns]
-        return zip(*columns, strict=True)
+        return zip(*columns, keys, strict=True)
 
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[_Tx]:

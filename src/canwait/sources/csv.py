@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -154,6 +155,8 @@ def _is_plain(block: bytearray, end: int, quotes: list[int], delimiter: int) -> 
 
     A quote opens where a field begins and closes where one ends; one that opens right behind one that closes is doubled.
     """
+    if block.startswith(BOM_UTF8):  # Arrow would take it for the file's mark, wherever the block begins
+        return False
     before = {block[at - 1] for at in quotes[::2] if at}
     after = {block[at + 1] for at in quotes[1::2] if at + 1 < end}
     if not (before <= {delimiter, _LF, _QUOTE} and after <= {delimiter, _LF, _CR, _QUOTE}):
