@@ -1,14 +1,15 @@
 """What an audit of call logs costs: reading, gathering, judging and pricing a million calls, against a naive count.
 
-    python benchmarks/audit_logs.py [--rows N] [--runs N] [--format NAME ...]
+    python benchmarks/audit_logs.py [--rows N] [--runs N] [--sites N] [--format NAME ...]
 
-The naive one does the least that a script would: json.loads of each line, and calls and tokens summed per site and
-model in a dict. The ratio is its CPU over ours: how much of our time is what any reader pays.
+The naive one does the least that a script would: json.loads of each line (csv.DictReader for CSV), and calls and tokens
+summed per site and model in a dict. The ratio is its CPU over ours: how much of our time is what any reader pays.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from typing import Any
 from measure import measured, ratio, table
 
 SITES, USERS, SPANS_A_LINE = 40, 3000, 50
+RULES = " ".join(f"Rule {i}: answer in one word." for i in range(16))  # what the texts of all calls begin with
 START_S = 1_760_918_400  # a Monday in October 2025
 
 
@@ -28,13 +30,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--sites", type=int, default=SITES)
     parser.add_argument("--format", nargs="*", choices=FORMATS, default=[*FORMATS])
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.format:
             path = Path(folder, f"{name}.jsonl")
-            write(name, path, args.rows)
+            write(name, path, args.rows, args.sites)
             ours = measured(audit_file, str(path), runs=args.runs)
             naive = measured(count_naively, name, str(path), runs=args.runs)
             size_mb = path.stat().st_size / 1e6
@@ -45,7 +48,7 @@ def main() -> None:
                 )
             ratio("audit_logs", f"{name}, naive / audit CPU", naive.cpu_s / ours.cpu_s)
             path.unlink()
-    print(f"\n{args.rows:,} calls of {SITES} sites, medians of {args.runs} runs")
+    print(f"\n{args.rows:,} calls of {args.sites:,} sites, medians of {args.runs} runs")
     print(table(("", "file MB", "CPU s", "wall s", "CPU us/call", "calls/CPU s", "peak MB"), rows))
 
 
@@ -64,9 +67,9 @@ def audit_file(path: str) -> int:
 
 def count_naively(name: str, path: str) -> int:
     sums: dict[Any, list[int]] = {}
-    with open(path, "rb") as file:
-        for line in file:
-            for site, model, n_input, n_output in PARTS[name](json.loads(line)):
+    with open(path, encoding="utf-8", newline="") as file:
+        for record in csv.DictReader(file) if name == "csv" else map(json.loads, file):
+            for site, model, n_input, n_output in PARTS.get(name, _of_columns)(record):
                 counts = sums.setdefault((site, model), [0, 0, 0])
                 counts[0] += 1
                 counts[1] += int(n_input)
@@ -77,14 +80,14 @@ def count_naively(name: str, path: str) -> int:
 # --------------------------------------------------------------------------------------------------------------- the logs
 
 
-def write(name: str, path: Path, n: int) -> None:
+def write(name: str, path: Path, n: int, sites: int) -> None:
     """Two weeks: a third of the sites stream to users in sessions, a third run from a schedule, a third say nothing."""
     with path.open("w", encoding="utf-8") as file:
-        for line in FORMATS[name](calls(n)):
+        for line in FORMATS[name](calls(n, sites)):
             file.write(line + "\n")
 
 
-def calls(n: int) -> Iterator[dict[str, Any]]:
+def calls(n: int, sites: int) -> Iterator[dict[str, Any]]:
     random = Random(1)
     for i in range(n):
         kind, start_us = i % 3, START_S * 10**6 + i * (14 * 86_400 * 10**6 // n)
@@ -96,7 +99,7 @@ def calls(n: int) -> Iterator[dict[str, Any]]:
             told |= {"trigger": "cron", "stream": False}
             start_us -= start_us % (6 * 3600 * 10**6) * 9 // 10  # runs of half an hour, four a day
         yield {
-            "site": f"app/{i % SITES // 3 * 3 + kind}.py:12",
+            "site": f"app/{i % sites // 3 * 3 + kind}.py:12",
             "id": f"{random.getrandbits(64):016x}",
             "start_us": start_us,
             "end_us": start_us + random.randrange(300_000, 9_000_000),
@@ -159,11 +162,59 @@ def _of_otel(line: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
                 yield held["call_site"]["stringValue"], held["gen_ai.request.model"]["stringValue"], n_input, n_output
 
 
-FORMATS: dict[str, Callable[[Iterator[dict[str, Any]]], Iterator[str]]] = {"otel": as_otel, "canwait": as_canwait}
-PARTS: dict[str, Callable[[dict[str, Any]], Iterator[tuple[Any, ...]]]] = {
-    "otel": _of_otel,
-    "canwait": lambda line: iter([(line["site"], line["model"], line["input_tokens"], line["output_tokens"])]),
+def as_texts(found: Iterator[dict[str, Any]]) -> Iterator[str]:
+    """canwait's own record, each with what was asked: rules that are alike, then some hundred bytes that are not."""
+    random = Random(2)
+    for line in as_canwait(found):
+        text = f"{RULES}\n{random.randbytes(80 + random.randrange(80)).hex()}"
+        yield f"{line[:-1]}, {json.dumps({'text': text})[1:]}"
+
+
+def as_litellm(found: Iterator[dict[str, Any]]) -> Iterator[str]:
+    for call in found:
+        start, end = (datetime.fromtimestamp(call[f"{name}_us"] / 1e6, UTC).isoformat() for name in ("start", "end"))
+        tags = [f"call_site:{call['site']}", *(["canwait.trigger:cron"] if call["trigger"] else [])]
+        first = call["start_us"] / 1e6 + 0.1 if call["stream"] else call["end_us"] / 1e6
+        record = {
+            "request_id": call["id"], "call_type": "acompletion", "api_key": "88dc28d0f030c55ed4ab77ed8faf098196cb1c05",
+            "spend": 0.0001, "prompt_tokens": call["input"], "completion_tokens": call["output"],
+            "total_tokens": call["input"] + call["output"], "startTime": start, "endTime": end,
+            "completionStartTime": datetime.fromtimestamp(first, UTC).isoformat(), "model": call["model"],
+            "model_group": call["model"], "custom_llm_provider": "openai", "cache_hit": "False", "request_tags": tags,
+            "end_user": call["user"], "session_id": call["session"], "status": "success", "messages": {}, "response": {},
+            "metadata": {"user_api_key_alias": "app", "usage_object": {
+                "prompt_tokens": call["input"], "completion_tokens": call["output"],
+                "prompt_tokens_details": {"cached_tokens": 0}}},
+        }  # fmt: skip
+        yield json.dumps(record)
+
+
+def _of_litellm(line: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    yield line["request_tags"][0], line["model"], line["prompt_tokens"], line["completion_tokens"]
+
+
+_COLUMNS = ("start_us", "end_us", "site", "id", "model", "input", "output", "user", "session", "stream", "trigger")
+
+
+def as_csv(found: Iterator[dict[str, Any]]) -> Iterator[str]:
+    yield "start,end,site,request_id,model,input_tokens,output_tokens,user_id,session_id,stream,trigger,provider"
+    for call in found:
+        values = ("" if call[name] is None else str(call[name]) for name in _COLUMNS)
+        yield f"{','.join(values)},openai"
+
+
+def _of_columns(line: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    yield line["site"], line["model"], line["input_tokens"], line["output_tokens"]
+
+
+FORMATS: dict[str, Callable[[Iterator[dict[str, Any]]], Iterator[str]]] = {
+    "otel": as_otel,
+    "canwait": as_canwait,
+    "texts": as_texts,
+    "litellm": as_litellm,
+    "csv": as_csv,
 }
+PARTS: dict[str, Callable[[dict[str, Any]], Iterator[tuple[Any, ...]]]] = {"otel": _of_otel, "litellm": _of_litellm}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from measure import measured, ratio, table
 
-from canwait.audit.capacity import Trace, Work, avoided, service_s, slots_needed, staffing, valley_capacity, waits
+from canwait.audit.capacity import Trace, Work, avoided, slots_needed, staffing, valley_capacity, waits
 
 TRACES = Path(__file__).parent.parent.parent / "shared" / "data" / "traces"
 MODELS = {"large LLM": "language_m-large", "reasoning": "reason_deepseek-r1", "image": "multimodal_mm-image"}
@@ -177,7 +177,7 @@ def code(folder: str) -> list[Work]:
 
 
 def work(at_s: float, input_tokens: int, output_tokens: int) -> Work:
-    return Work(at_s, service_s(input_tokens, output_tokens, input_per_s=8000, output_per_s=50))
+    return Work(at_s, input_tokens / 8000 + output_tokens / 50)
 
 
 def rates(folder: str) -> list[tuple[str, list[float], int]]:

@@ -29,7 +29,6 @@ from canwait.audit.capacity import (
     erlang_slots,
     hybrid,
     load_by_step,
-    service_s,
     slots_needed,
     square_root_slots,
     staffing,
@@ -298,7 +297,7 @@ def code() -> list[Work]:
 
 def work(at_s: float, input_tokens: int, output_tokens: int) -> Work:
     """methods.md states no speeds; these give its load for the chat trace it used, which is not in ../shared."""
-    return Work(at_s, service_s(input_tokens, output_tokens, input_per_s=8000, output_per_s=50))
+    return Work(at_s, input_tokens / 8000 + output_tokens / 50)
 
 
 @with_traces

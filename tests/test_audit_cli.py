@@ -165,6 +165,98 @@ def test_without_rows_the_texts_of_the_log_are_the_rows(office: Desk) -> None:
     assert first["messages"][0]["content"].startswith("Summarise this.\nTake care of {{ braces }}.\nmail number ")
 
 
+def logged(office: Desk, text: str, site: str = "etl/label.py:1", n: int = 60) -> None:
+    """A log of one site that a schedule starts every two hours, each call with a text."""
+    calls = (
+        {"start_us": (1_760_918_400 + 7200 * i) * 10**6, "site": site, "provider": "openai", "model": "gpt-4o-mini",
+         "input_tokens": 100, "output_tokens": 10, "trigger": "cron", "text": f"{text}\nmail {i}"}
+        for i in range(n)
+    )  # fmt: skip
+    (office.folder / "own.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls), "utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Be kind \N{SMILING FACE WITH SMILING EYES}.",
+        "\x00\x1b[31m \u2028 \ufeff half",
+        "\N{LINEAR B SYLLABLE B008 A}:\t'\"{{",
+    ],
+)
+def test_any_prompt_can_be_drafted(office: Desk, text: str) -> None:
+    """Emoji, control characters and half surrogates that all texts begin with become a prompt that can be planned."""
+    logged(office, text)
+    valid(office.canwait("audit", "own.jsonl", "--json"))
+    said = office.canwait("init", "--from-audit", "etl/label.py:1", "-o", "draft.yaml")
+    assert said.code == 0, said
+    assert (office.folder / "draft.yaml").exists()
+    assert len((office.folder / "draft.rows.jsonl").read_text("utf-8").splitlines()) == 60
+
+
+def test_a_draft_that_fails_leaves_nothing_behind(office: Desk) -> None:
+    """Both files are written or none: a job that cannot be planned leaves no rows beside it."""
+    logged(office, "Sort this")
+    valid(office.canwait("audit", "own.jsonl", "--json"))
+    said = office.canwait("init", "--from-audit", "etl/label.py:1", "--model", "nobody", "-o", "draft.yaml")
+    assert said.code == 2, said
+    assert list(office.folder.glob("draft*")) == []
+
+
+def test_what_a_site_is_called_reaches_no_terminal_unescaped(office: Desk) -> None:
+    """A name with an escape sequence is shown without it: in the table, in the next command, and by `worth`."""
+    logged(office, "Sort this", "evil\x1b]0;owned\x07\x1b[31m")
+    said = office.canwait("audit", "own.jsonl", "--site", "evil\x1b]0;owned\x07\x1b[31m", "--worksheet", "w.yaml")
+    assert said.code == 0, said
+    worth, again = office.canwait("worth", "w.yaml"), office.canwait("audit", "own.jsonl", "--all")
+    assert "next: canwait init --from-audit" in again.err
+    assert "evil" in worth.out
+    for text in (said.out, said.err, worth.out, worth.err, again.out, again.err):
+        assert all(c.isprintable() or c == "\n" for c in text), text
+
+
+def test_batch_cost_is_a_share_of_what_moves(office: Desk) -> None:
+    """A worksheet of tokens says what the calls that move cost, and which share of it they cost as batches: half."""
+    logged(office, "Sort this")
+    assert office.canwait("audit", "own.jsonl", "--site", "etl/label.py:1", "--worksheet", "w.yaml").code == 0
+    text = (office.folder / "w.yaml").read_text("utf-8")
+    assert 'batch_share: {value: "50%"' in text or 'batch_share: {value: "50 %"' in text, text
+    swings = {swing["input"] for swing in valid(office.canwait("worth", "w.yaml", "--json"))["tornado"]}
+    assert {"batch_share", "failure_rate"} <= swings
+
+
+def test_a_benchmark_of_a_smaller_model_is_evidence(office: Desk) -> None:
+    """A report that the decisions file names counts for its site if it says good enough; a rehearsal's is refused."""
+    logged(office, "Sort this")
+    decision = {"verdict": "accept", "words": "good enough: 95 % sure (600 rows)"}
+    report = {
+        "at": "2026-11-20T10:00:00Z",
+        "arms": [
+            {"arm": "small/batch", "model": "openai/gpt-4.1-nano"},
+            {"arm": "large/batch", "model": "openai/gpt-4o-mini"},
+        ],
+        "comparisons": [{"candidate": "small/batch", "reference": "large/batch", "decision": decision}],
+    }
+    (office.folder / "small.json").write_text(json.dumps({"simulated": False, "report": report}))
+    decided = office.folder / "audit-decisions.yaml"
+    decided.write_text("sites:\n  etl/label.py:1:\n    needs: batch\n    benchmark: small.json\n")
+    value = valid(office.canwait("audit", "own.jsonl", "--json"))
+    lever = next(x for x in value["sites"][0]["levers"] if x["kind"] == "smaller model")
+    assert (lever["proof"], lever["saves"]["likely_usd"] > "0") == ("likely", True)
+    assert "good enough: 95 % sure (600 rows)" in lever["why"]
+    assert "small.json, 2026-11-20" in lever["basis"]
+    assert office.canwait("audit", "own.jsonl", "--decide", "other=batch").code == 0
+    assert 'benchmark: "small.json"' in decided.read_text("utf-8")
+
+    (office.folder / "small.json").write_text(json.dumps({"simulated": True, "report": report}))
+    said = office.canwait("audit", "own.jsonl")
+    assert said.code == 2
+    assert "small.json is of a rehearsal" in said.err
+    (office.folder / "small.json").write_text("{}")
+    assert "small.json is no report" in office.canwait("audit", "own.jsonl").err
+    (office.folder / "small.json").unlink()
+    assert "small.json cannot be read" in office.canwait("audit", "own.jsonl").err
+
+
 def test_a_site_whose_reader_waits_is_not_drafted(office: Desk) -> None:
     """A synchronous site gives no job file; the error says why and what its owner can do. So does an unknown one."""
     name = sites(valid(office.canwait("audit", "calls.jsonl", "--json")), "synchronous")[0]

@@ -15,26 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from canwait.audit.capacity import Replica, Target, Trace, Work, warm_capacity
-from canwait.audit.economics import (
-    GAINS,
-    Economics,
-    assess,
-    break_even_delay_h,
-    saving,
-    token_cost,
-    waiting_usd,
-    warm_hours,
-    words,
-)
+from canwait.audit.economics import GAINS, Economics, assess, saving, warm_hours, words
 from canwait.audit.worksheet import INPUTS, Case, Stated, Unit, Worksheet, answered, applicable
-from canwait.price import cost_micros
-from canwait.types import Price, PriceStep, Tier, Usage
 
 TODAY = date(2026, 11, 22)
 
 TOKENS = {
     "realtime_cost": "$1000/month",
-    "batch_cost": "$500/month",
+    "batch_share": "50 %",
     "failure_rate": "0 %",
     "timeout_rate": "0 %",
     "staging_volume": "10 GB/month",
@@ -45,7 +33,7 @@ TOKENS = {
     "missed_rate": "1 /month",
     "missed_cost": "$20",
 }  # 1000 - 500 - 10 - 10 - 160 - 20 = 300
-SUMMED = [*TOKENS, "warm_hours_avoided", "hour_price"]
+SUMMED = [*TOKENS, "batch_cost", "warm_hours_avoided", "hour_price"]
 
 
 def sheet(inputs: Mapping[str, str], case: Case = Case.TOKENS) -> Worksheet:
@@ -66,7 +54,7 @@ def ask(
 
 @st.composite
 def stated(draw: st.DrawFn, name: str) -> Stated:
-    scale = Decimal(3000) if INPUTS[name].unit is Unit.SHARE else Decimal(10)
+    scale = {Unit.SHARE: Decimal(3000), Unit.TIMES: Decimal(600)}.get(INPUTS[name].unit, Decimal(10))
     numbers = sorted(draw(st.lists(st.integers(0, 1000), min_size=3, max_size=3)))
     low, likely, high = (number / scale for number in numbers)
     return Stated(low, likely, high, "drawn", TODAY)
@@ -154,7 +142,7 @@ def test_a_chance_prints_with_what_it_was_given() -> None:
 def test_draws_are_triangular(realtime: str, batch: str, share: float) -> None:
     """The share of draws that save is what the triangle's area says, within three standard errors."""
     nothing = {name: re.sub("[0-9]+", "0", text) for name, text in TOKENS.items()}
-    chance = ask({"realtime_cost": realtime, "batch_cost": batch}, nothing).chance
+    chance = ask({"realtime_cost": realtime, "storage_transfer": batch}, nothing).chance
     assert chance.saves == pytest.approx(share, abs=3 * 0.5 / 20_000**0.5)
 
 
@@ -163,11 +151,37 @@ def test_draws_are_triangular(realtime: str, batch: str, share: float) -> None:
 
 @given(worksheets(whole=True), st.data())
 def test_the_saving_is_monotone_in_each_input(worksheet: Worksheet, data: st.DataObject) -> None:
-    """More of a gain never saves less, more of anything else never saves more."""
+    """More of a gain never saves less, unless batches cost more than what they replace; more of anything else never more."""
     likely = {name: x.likely for name, x in worksheet.stated().items()}
     name = data.draw(st.sampled_from(sorted(likely)))
     more = {**likely, name: worksheet.stated()[name].high}
-    assert (saving(more) - saving(likely)) * (1 if name in GAINS else -1) >= 0
+    costs_more = likely.get("batch_share", 0) > 1 - likely["failure_rate"] - likely["timeout_rate"]
+    gains = name in GAINS and not (name == "realtime_cost" and costs_more)
+    assert (saving(more) - saving(likely)) * (1 if gains else -1) >= 0
+
+
+@given(worksheets(whole=True), st.integers(1, 9))
+def test_batch_cost_rises_with_the_realtime_cost(worksheet: Worksheet, times: int) -> None:
+    """With nothing else in the sum, so many times the calls save so many times as much: no draw has one without the other."""
+    if worksheet.case is not Case.TOKENS:
+        return
+    inputs = {name: x.likely for name, x in worksheet.stated().items() if name in ("realtime_cost", "batch_share")}
+    assert saving({**inputs, "realtime_cost": times * inputs["realtime_cost"]}) == times * saving(inputs)
+
+
+def test_a_range_of_the_realtime_cost_widens_nothing_that_is_not_there() -> None:
+    """$900 to $1,100 at half are $450 to $550 saved, not 350 to 650: the batch costs half of whatever the calls cost."""
+    nothing = {name: re.sub("[0-9]+", "0", text) for name, text in TOKENS.items()}
+    found = ask({"realtime_cost": "$900-1100/month", "batch_share": "50 %"}, nothing)
+    assert (found.known.low, found.known.likely, found.known.high) == (450, 500, 550)
+
+
+def test_a_batch_that_costs_more_is_worse_the_more_there_is_of_it() -> None:
+    """At 120 % the worst end is the most calls, and the limit of their cost stands on the right side."""
+    nothing = {name: re.sub("[0-9]+", "0", text) for name, text in TOKENS.items()}
+    found = ask({"realtime_cost": "$900-1000-1100/month", "batch_share": "120 %"}, nothing)
+    assert (found.known.low, found.known.high) == (-220, -180)
+    assert found.verdict == "loses in every stated case"
 
 
 @settings(max_examples=25)
@@ -236,27 +250,33 @@ def test_an_answer_narrows_what_can_be_said(worksheet: Worksheet, data: st.DataO
     ("changes", "verdict"),
     [
         ({}, "saves in every stated case"),
-        ({"batch_cost": "$900-1000/month"}, "loses in every stated case"),
+        ({"batch_share": "90-100 %"}, "loses in every stated case"),
         ({"operations_hours": "1-2-9 h"}, "saves unless operations hours > 5.75 h per month"),
         (
-            {"operations_hours": "1-2-9 h", "realtime_cost": "$500-1000-1100/month"},
-            "saves unless operations hours > 5.75 h per month or realtime cost < $700 per month",
+            {"operations_hours": "1-2-9 h", "realtime_cost": "$300-1000-1100/month"},
+            "saves unless operations hours > 5.75 h per month or realtime cost < $400 per month",
         ),
         (
             {"operations_hours": "1-6-9 h"},
             "saves unless operations hours > 5.75 h per month; at the likely values it loses $20 per month",
         ),
         (  # 300 - 300 x s: neither erases it alone, both do at their worse ends
-            {"batch_cost": "$500-500-750/month", "storage_transfer": "$10-10-260/month"},
+            {"batch_share": "50-50-75 %", "storage_transfer": "$10-10-260/month"},
             "saves unless all inputs together > 60% of the way to their worse ends",
         ),
         (
-            {"batch_cost": "$500-1000-1000/month", "realtime_cost": "$1000-1000-1200/month"},
-            "saves unless batch cost > $800 per month; at the likely values it loses $200 per month",
+            {"batch_share": "50-100-100 %", "realtime_cost": "$1000-1000-1200/month"},
+            "saves unless batch cost > 80 %; at the likely values it loses $200 per month",
         ),
         (  # -300 + 500 x s
-            {"batch_cost": "$850-1100-1100/month", "realtime_cost": "$1000-1000-1250/month"},
-            "saves unless all inputs together < 60% of the way to their better ends"
+            {
+                "batch_share": "85-110-110 %",
+                "storage_transfer": "$0-10-10/month",
+                "operations_hours": "0-2-2 h",
+                "missed_rate": "0-1-1 /month",
+                "staging_volume": "4-10-10 GB/month",
+            },
+            "saves unless all inputs together < 67% of the way to their better ends"
             "; at the likely values it loses $300 per month",
         ),
         ({"storage_transfer": None}, "cannot say: storage and transfer missing; it may be at most $310 per month"),
@@ -267,18 +287,18 @@ def test_an_answer_narrows_what_can_be_said(worksheet: Worksheet, data: st.DataO
             {"missed_rate": None, "missed_cost": None},
             "cannot say: missed deadlines missing; it may be at most $320 per month",
         ),
-        ({"realtime_cost": None}, "cannot say: realtime cost missing; it must be at least $700 per month"),
+        ({"realtime_cost": None}, "cannot say: realtime cost missing; it must be at least $400 per month"),
         (
-            {"realtime_cost": None, "batch_cost": None},
+            {"realtime_cost": None, "batch_share": None},
             "cannot say: realtime cost, batch cost missing; realtime cost must be at least $200 per month",
         ),
         (
-            {"storage_transfer": None, "batch_cost": "$500-1000-1000/month"},
+            {"storage_transfer": None, "batch_share": "50-100-100 %"},
             "cannot say: storage and transfer missing; at the likely values it loses $190 per month even without",
         ),
-        ({"storage_transfer": None, "batch_cost": "$1000/month"}, "loses in every stated case"),
+        ({"storage_transfer": None, "batch_share": "100 %"}, "loses in every stated case"),
         ({"operations_rate": None, "operations_hours": "0 h"}, "saves in every stated case"),
-        ({"failure_rate": None, "batch_cost": "$0/month"}, "saves in every stated case"),
+        ({"failure_rate": None, "batch_share": "0 %"}, "saves in every stated case"),
     ],
 )
 def test_verdicts(changes: Mapping[str, str | None], verdict: str) -> None:
@@ -288,7 +308,8 @@ def test_verdicts(changes: Mapping[str, str | None], verdict: str) -> None:
 
 def test_own_servers_ask_for_hours_and_price() -> None:
     """Where nothing of the gain is known it is asked for whole, and no chance is given."""
-    costs = {name: text for name, text in TOKENS.items() if name != "realtime_cost"}
+    costs = {name: text for name, text in TOKENS.items() if name not in ("realtime_cost", "batch_share")}
+    costs["batch_cost"] = "$500/month"
     found = ask({}, costs, Case.OWN_GPU)
     assert found.verdict == ("cannot say: realtime capacity avoided missing; it must be at least $700 per month")
     assert found.chance is None
@@ -302,7 +323,7 @@ def test_nothing_stated_is_no_saving_of_zero() -> None:
     assert found.verdict.startswith("cannot say: realtime cost, batch cost, failure rate")
     assert found.chance is None
     assert [gap.name for gap in found.gaps] == [
-        "realtime_cost", "batch_cost", "failure_rate", "timeout_rate", "storage_transfer", "staging", "operations",
+        "realtime_cost", "batch_share", "failure_rate", "timeout_rate", "storage_transfer", "staging", "operations",
         "missed deadlines",
     ]  # fmt: skip
 
@@ -349,33 +370,7 @@ def test_words_say_everything_once() -> None:
 
 # ------------------------------------------------------------------------------------------ where inputs come from
 
-BATCH = Price("openai", "m", Tier.BATCH, Decimal("0.5"), Decimal(2), Decimal("0.1"), None, "price page", TODAY)
 DAY_S = 86_400.0
-
-
-def test_tokens_cost_what_the_price_says_a_month() -> None:
-    """Three days of tokens, times ten, at the exact price and with its source and date."""
-    usage = Usage(3_000_000, 100_000, cached_input_tokens=1_000_000)
-    found = token_cost([(usage, 900, BATCH), (usage, 900, replace(BATCH, tier=Tier.STANDARD))], 3 * DAY_S)
-    assert found.low == found.likely == found.high == 2 * 10 * cost_micros([usage], BATCH) / Decimal(10**6)
-    assert found.source == "openai/m batch: price page, 2026-11-22; openai/m standard: price page, 2026-11-22"
-
-
-def test_long_requests_make_a_range_of_a_price_with_steps() -> None:
-    """Which requests passed the step is not in a sum of tokens: low has none, high has all, likely has the mean one."""
-    steps = PriceStep(200_000, Decimal(1), Decimal(4), None, None)
-    usage = Usage(1_000_000, 0)
-    price = replace(BATCH, steps=(steps,))
-    short, long = (token_cost([(usage, n, price)], 30 * DAY_S) for n in (5, 4))
-    assert (short.low, short.likely, short.high) == (Decimal("0.5"), Decimal("0.5"), 1)
-    assert (long.low, long.likely, long.high) == (Decimal("0.5"), 1, 1)
-
-
-@pytest.mark.parametrize(("uses", "window_s"), [([], DAY_S), ([(Usage(1, 1), 1, BATCH)], 0.0)])
-def test_no_tokens_over_no_time_have_no_cost(uses: list[tuple[Usage, int, Price]], window_s: float) -> None:
-    """A missing log is no cost of zero."""
-    with pytest.raises(ValueError, match="no cost"):
-        token_cost(uses, window_s)
 
 
 def test_warm_hours_range_from_the_worst_to_the_best_day() -> None:
@@ -397,13 +392,19 @@ def test_warm_hours_range_from_the_worst_to_the_best_day() -> None:
         warm_hours(Trace.of([]), Replica(1), source="calls.jsonl", as_of=TODAY)
 
 
-def test_break_even_delay() -> None:
-    """At 5 USD an hour of waiting, a saving of 60 pays for 12 hours; free waiting has no end; a loss buys none."""
-    assert break_even_delay_h(Decimal(100), Decimal(40), Decimal(5)) == 12
-    assert break_even_delay_h(Decimal(100), Decimal(40), Decimal(0)) is None
-    assert break_even_delay_h(Decimal(40), Decimal(100), Decimal(5)) == 0
-
-
-def test_waiting_costs_by_the_hour_and_by_the_miss() -> None:
-    """Turnarounds of 1, 2 and 9 h at 3 USD an hour, one of them after 8 h at 60 USD: 12 + 20."""
-    assert waiting_usd([1, 2, 9], Decimal(3), miss_usd=Decimal(60), deadline_h=8) == 32
+@pytest.mark.parametrize(
+    ("changes", "delay_h"),
+    [
+        ({"waiting_cost": "$20-30-60/h"}, 10),  # 300 / 30
+        ({"waiting_cost": "$0/h"}, None),
+        ({}, None),
+        ({"waiting_cost": "$30/h", "storage_transfer": None}, None),
+        ({"waiting_cost": "$30/h", "batch_share": "100 %"}, None),
+    ],
+)
+def test_a_saving_is_worth_so_much_delay(changes: Mapping[str, str | None], delay_h: int | None) -> None:
+    """Where waiting costs so much an hour, answers may come as many hours later as the saving pays; else nobody can say."""
+    found = ask(changes)
+    assert found.delay_h == delay_h
+    said = [line for line in words(found) if "later before waiting costs" in line]
+    assert said == (["answers may come 10 h later before waiting costs what is likely saved"] if delay_h else [])

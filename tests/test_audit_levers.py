@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from datetime import date
 from decimal import Decimal
 from random import Random
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canwait.audit.facts import Arrivals, ModelUse, Prefix, Repeats, Sample, SiteFacts
-from canwait.audit.findings import Lever, Needs, Proof, Range, Spend, Verdict
+from canwait.audit.facts import Arrivals, Group, ModelUse, Prefix, Repeats, Sample, SiteFacts
+from canwait.audit.findings import Lever, Needs, Proof, Range, Smaller, Spend, Verdict
 from canwait.audit.levers import levers_of, proved_and_likely, together
 from canwait.audit.prefixes import near_duplicates, prefix_of
 from canwait.audit.spend import Prices, spend_of
@@ -61,8 +61,14 @@ def a_site(*uses: ModelUse, **changed: object) -> SiteFacts:
     return replace(SiteFacts("s", n, 0, MONTH_S * 10**6, uses, 0, 0, 0, 0, 0, 0), **changed)  # type: ignore[arg-type]
 
 
-def needs(needs: Needs, proof: Proof = Proof.PROVED, share: float = 1.0) -> Verdict:
-    return Verdict(needs, proof, (), None, share)
+def needs(needs: Needs, proof: Proof = Proof.PROVED) -> Verdict:
+    return Verdict(needs, proof, (), None, 1.0)
+
+
+def hybrid(*moves: ModelUse, proof: Proof = Proof.PROVED) -> Verdict:
+    """Of a site of which these calls can wait."""
+    group = Group("cron", False, None, sum(use.n_calls for use in moves), 0, 0, 0, 0, models=moves)
+    return Verdict(Needs.HYBRID, proof, (), None, 0.5, moves=(group,))
 
 
 def found(facts: SiteFacts, verdict: Verdict, price_of: Prices = HALF, **more: bool) -> tuple[dict[str, Lever], Spend]:
@@ -92,11 +98,72 @@ def test_the_batch_tier_halves_what_can_wait() -> None:
 
 
 def test_only_the_share_that_can_wait_moves() -> None:
-    """Of a hybrid site with 60 % that can wait, 60 % of the saving counts."""
-    levers, _ = found(a_site(THOUSAND), needs(Needs.HYBRID, share=0.6))
+    """Of a hybrid site with 60 % that can wait, all alike, 60 % of the saving counts."""
+    part = replace(THOUSAND, n_calls=600, usage=Usage(600_000, 60_000))
+    levers, _ = found(a_site(THOUSAND), hybrid(part))
 
     assert levers["batch"].saves == Range(450_000, 450_000, 450_000)
     assert "60 % of calls" in levers["batch"].why
+
+
+def test_of_a_hybrid_the_money_of_the_calls_that_wait_moves() -> None:
+    """900 small calls of a night and 100 large ones of a page: what moves is the cost of the small ones, not 90 %."""
+    small, large = a_use(900, Usage(90_000, 9_000)), a_use(100, Usage(10_000_000, 100_000))
+    both = replace(large, n_calls=1_000, usage=Usage(10_090_000, 109_000))
+    levers, spend = found(a_site(both), hybrid(small))
+
+    assert spend.month == Range(10_635_000, 10_635_000, 10_635_000)
+    assert levers["batch"].saves == Range(67_500, 67_500, 67_500)  # half of 90,000 + 45,000
+    assert "90 % of calls" in levers["batch"].why
+
+
+def test_of_a_hybrid_that_is_partly_in_batches_nothing_of_the_rest_moves() -> None:
+    """Where the calls that wait are in batches already, the others, for which somebody waits, stay as they are."""
+    night = a_use(700, Usage(700_000, 70_000), tier=Tier.BATCH)
+    levers, spend = found(a_site(night, replace(THOUSAND, n_calls=300)), hybrid(night))
+
+    assert "batch" not in levers
+    assert together(tuple(levers.values()), spend) == Range(0, 0, 0)
+
+
+def test_of_a_hybrid_each_model_moves_by_its_own_part() -> None:
+    """What can wait uses a dear model, what cannot a cheap one: the dear one's money moves, whatever the calls are."""
+    dear, cheap = a_use(10, Usage(1_000_000, 0)), a_use(990, Usage(990_000, 0), model="small")
+    levers, _ = found(a_site(dear, cheap), hybrid(dear))
+
+    assert levers["batch"].saves == Range(500_000, 500_000, 500_000)
+
+
+def test_a_tier_that_is_none_of_ours_moves_nowhere() -> None:
+    """What was bought as priority has no known price, so there is no saving to state, and none is."""
+    use = replace(THOUSAND, tier="priority", n_reported=1_000, reported_usd=D("3"))
+    levers, spend = found(a_site(use), needs(Needs.BATCH))
+
+    assert spend.month == Range(3_000_000, 3_000_000, 3_000_000)
+    assert levers["batch"].saves is None
+    assert together(tuple(levers.values()), spend) == Range(0, 0, 0)
+
+
+def test_what_moves_is_told_without_what_is_sent_again() -> None:
+    """A worksheet has failures in a line of their own: a tenth of the tokens were failed calls', so 45 % are there."""
+    use = replace(THOUSAND, failed_usage=Usage(100_000, 10_000))
+    levers, _ = found(a_site(use, n_failed=100), needs(Needs.BATCH))
+    moved = levers["batch"].move
+
+    assert moved is not None
+    assert (moved.month, moved.low, moved.likely, moved.high) == (
+        Range(1_500_000, 1_500_000, 1_500_000),
+        *[D("0.45")] * 3,
+    )
+
+
+def test_what_moves_of_a_hybrid_is_what_it_costs_now() -> None:
+    """Of $10.50, the dollar and a half of the calls that can wait, at half there."""
+    both = a_use(1_100, Usage(10_000_000, 100_000))
+    moved = found(a_site(both), hybrid(THOUSAND))[0]["batch"].move
+
+    assert moved is not None
+    assert (moved.month.likely, moved.likely) == (1_500_000, D("0.5"))
 
 
 def test_reads_from_a_cache_can_be_cheaper_than_the_batch_tier() -> None:
@@ -171,7 +238,7 @@ def test_a_tier_is_offered_to_those_who_can_wait_that_long(need: Needs, kinds: s
 
 def test_what_is_unclear_says_at_most() -> None:
     """While the owner has not said who waits, moving saves from nothing to half, and counts as nothing."""
-    levers, spend = found(a_site(THOUSAND), needs(Needs.ASK, Proof.UNCLEAR, 0.0))
+    levers, spend = found(a_site(THOUSAND), needs(Needs.ASK, Proof.UNCLEAR))
 
     assert levers["batch"].saves == Range(0, 0, 750_000)
     assert (levers["batch"].proof, levers["batch"].needs) == (Proof.UNCLEAR, "the owner's word on who waits")
@@ -210,6 +277,14 @@ def test_answers_are_shared_only_where_they_may_be(why_not: dict[str, int]) -> N
 
     assert (levers["dedupe"].proof, levers["dedupe"].saves) == (Proof.UNCLEAR, Range(0, 0, 300_000))
     assert (allowed["dedupe"].proof, allowed["dedupe"].saves) == (Proof.PROVED, Range(300_000, 300_000, 300_000))
+
+
+def test_few_requests_prove_no_duplicates() -> None:
+    """Of fewer than twenty requests a repetition is likely at most."""
+    use = a_use(19, Usage(19_000, 1_900))
+    levers, _ = found(a_site(use, repeats=repeats(3, Usage(3_000, 300), n_hashed=19)), needs(Needs.SYNC))
+
+    assert levers["dedupe"].proof is Proof.LIKELY
 
 
 def test_an_embedding_has_one_answer() -> None:
@@ -346,17 +421,26 @@ def test_a_cap_close_to_the_answers_is_no_lever() -> None:
     )
 
 
-def test_a_smaller_model_is_a_price_and_no_promise() -> None:
-    """The model that the owner has in mind costs a tenth: at most 90 % less, and a benchmark says whether it will do."""
+@pytest.mark.parametrize(
+    ("accepted", "saves", "proof"),
+    [(True, Range(1_350_000, 1_350_000, 1_350_000), Proof.LIKELY), (False, None, Proof.UNCLEAR)],
+)
+def test_a_smaller_model_counts_once_a_benchmark_found_it_good_enough(
+    accepted: bool, saves: Range | None, proof: Proof
+) -> None:
+    """It costs a tenth for the same tokens: likely with the benchmark's word and file, nothing without."""
     spend = spend_of(a_site(THOUSAND), HALF, MONTH_S)
-    levers = levers_of(a_site(THOUSAND), needs(Needs.SYNC), spend, HALF, smaller={"openai/m": "small"})
+    smaller = {"openai/m": Smaller("openai", "small", accepted, "the verdict (600 rows)", "report.json, 2026-11-20")}
+    levers = levers_of(a_site(THOUSAND), needs(Needs.SYNC), spend, HALF, smaller=smaller)
     lever = next(lever for lever in levers if lever.kind == "smaller model")
 
-    assert (lever.saves, lever.proof) == (Range(0, 0, 1_350_000), Proof.UNCLEAR)
-    assert lever.needs is not None
-    assert "canwait benchmark" in lever.needs
+    assert (lever.saves, lever.proof) == (saves, proof)
+    assert "openai/small instead of openai/m, with as many tokens: the verdict (600 rows)" in lever.why
+    assert "report.json, 2026-11-20; a list, 2026-11-01" in lever.basis
     unnamed = found(a_site(THOUSAND), needs(Needs.SYNC))[0]
     assert (unnamed["smaller model"].saves, unnamed["own gpu"].saves) == (None, None)
+    assert unnamed["smaller model"].needs is not None
+    assert "canwait benchmark" in unnamed["smaller model"].needs
 
 
 def test_proved_and_likely_never_share_a_micro() -> None:
@@ -479,15 +563,35 @@ def sites(draw: st.DrawFn) -> SiteFacts:
     )
 
 
-verdicts = st.builds(needs, st.sampled_from(Needs), st.sampled_from(Proof), st.floats(0, 1))
+def some_of(facts: SiteFacts, verdict: Verdict, tenths: int) -> Verdict:
+    """A hybrid of which so many tenths of each model's calls can wait."""
+    if verdict.needs is not Needs.HYBRID:
+        return verdict
+    parts = [
+        replace(
+            use,
+            n_calls=use.n_calls * tenths // 10,
+            n_unmetered=use.n_unmetered * tenths // 10,
+            usage=Usage(*(n * tenths // 10 for n in astuple(use.usage))),
+            n_reported=use.n_reported * tenths // 10,
+            reported_usd=use.reported_usd * tenths / 10,
+        )
+        for use in facts.models
+    ]
+    return replace(hybrid(*parts), proof=verdict.proof)
+
+
+verdicts = st.builds(needs, st.sampled_from(Needs), st.sampled_from(Proof))
+tenths = st.integers(0, 10)
 windows = st.integers(3_600, 60 * DAY_S)
 
 
-@given(sites(), verdicts, price_books(), windows, st.booleans())
+@given(sites(), verdicts, tenths, price_books(), windows, st.booleans())
 def test_no_saving_exceeds_what_is_paid(
-    facts: SiteFacts, verdict: Verdict, price_of: Prices, window_s: int, may_share: bool
+    facts: SiteFacts, verdict: Verdict, part: int, price_of: Prices, window_s: int, may_share: bool
 ) -> None:
     """Alone and together savings are ordered whole micros, at most the site's cost; unknown costs save None."""
+    verdict = some_of(facts, verdict, part)
     spend = spend_of(facts, price_of, window_s)
     levers = levers_of(facts, verdict, spend, price_of, may_share=may_share)
     total = together(levers, spend)
@@ -506,12 +610,13 @@ def test_no_saving_exceeds_what_is_paid(
     assert proved.likely + likely.likely == total.likely
 
 
-@given(sites(), verdicts, price_books(), windows, st.booleans())
+@given(sites(), verdicts, tenths, price_books(), windows, st.booleans())
 def test_what_is_unclear_never_counts(
-    facts: SiteFacts, verdict: Verdict, price_of: Prices, window_s: int, may_share: bool
+    facts: SiteFacts, verdict: Verdict, part: int, price_of: Prices, window_s: int, may_share: bool
 ) -> None:
     """Totals are the same without the unclear levers, none of which claims a likely saving; a tier's proof is at most
     the verdict's."""
+    verdict = some_of(facts, verdict, part)
     spend = spend_of(facts, price_of, window_s)
     levers = levers_of(facts, verdict, spend, price_of, may_share=may_share)
     unclear = [lever for lever in levers if lever.proof is Proof.UNCLEAR]

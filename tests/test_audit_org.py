@@ -114,6 +114,41 @@ def test_removing_evidence_only_moves_a_verdict_towards_ask(seed: int, dropped: 
             assert after.movable_share == pytest.approx(before.movable_share)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.sampled_from(SEEDS),
+    dropped=st.sets(st.sampled_from(sorted(OPTIONAL)), min_size=1),
+    share=st.floats(0.02, 0.98),
+    chance=st.integers(0, 10**6),
+)
+def test_a_log_that_says_less_of_some_calls_moves_towards_ask(
+    seed: int, dropped: set[str], share: float, chance: int
+) -> None:
+    """Calls that lose fields by chance, some or nearly all of them, leave the same verdict, a part of it, or a question."""
+    random = Random(chance)
+    less = [
+        Site(
+            site.truth,
+            tuple(
+                call._replace(**{name: OPTIONAL[name] for name in dropped}) if random.random() < share else call
+                for call in site.calls
+            ),
+        )
+        for site in sites_of(seed)
+    ]
+    interactive = {site.truth.site for site in less if site.truth.is_interactive}
+    for name, after in judged(less).items():
+        before = verdicts_of(seed)[name]
+        towards = {before.needs, Needs.ASK}
+        if before.needs in MOVES:
+            towards |= {Needs.HYBRID} if before.needs is Needs.BATCH else {Needs.SYNC}
+        assert after.needs in towards, (name, before.needs, after.needs, after.reasons)
+        assert not (after.proof is Proof.PROVED and before.proof is not Proof.PROVED)
+        if after.needs in MOVES:
+            assert name not in interactive
+            assert after.movable_share <= before.movable_share + 1e-9
+
+
 def test_fields_that_some_calls_lack_prove_nothing_new() -> None:
     """Calls that lose fields one by one, at random, never turn an interactive site into batch."""
     random = Random(11)

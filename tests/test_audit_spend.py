@@ -53,7 +53,7 @@ def test_a_week_of_tokens_is_a_month_at_thirty_days() -> None:
     spend = spend_of(a_site(a_use()), price_of, WEEK_S)
 
     assert spend.month == Range(6_428_572, 6_428_572, 6_428_572)  # 1,500,000 x 30 / 7 = 6,428,571.43
-    assert (spend.basis, spend.n_priced, spend.n_unpriced) == ("a price list, 2026-11-01", 1_000, 0)
+    assert (spend.basis, spend.n_unpriced) == ("a price list, 2026-11-01", 0)
     assert (spend.why, spend.warnings) == (None, ())
 
 
@@ -62,7 +62,7 @@ def test_a_reported_cost_goes_before_a_priced_one() -> None:
     spend = spend_of(a_site(a_use(n_reported=990, reported_usd=D("1.485"))), price_of, 30 * DAY_S)
 
     assert spend.month == Range(1_485_000, 1_500_000, 1_500_000)
-    assert (spend.basis, spend.n_priced, spend.n_unpriced) == ("reported by the log", 990, 10)
+    assert (spend.basis, spend.n_unpriced) == ("reported by the log", 10)
     assert spend.warnings == ()
 
 
@@ -89,7 +89,7 @@ def test_calls_without_tokens_are_covered_by_the_high_end_only() -> None:
     spend = spend_of(a_site(use, n_failed=100), price_of, 30 * DAY_S)
 
     assert spend.month == Range(1_125_000, 1_350_000, 1_500_000)  # likely: all but the 100 that failed
-    assert (spend.n_priced, spend.n_unpriced) == (750, 250)
+    assert spend.n_unpriced == 250
     assert spend.why is not None
     assert "250 calls without tokens" in spend.why
 
@@ -98,7 +98,7 @@ def test_an_unknown_price_is_not_zero() -> None:
     """A site whose only model nobody can price costs an unknown amount, with the reason."""
     spend = spend_of(a_site(a_use(model="x")), price_of, WEEK_S)
 
-    assert (spend.month, spend.n_priced, spend.n_unpriced) == (None, 0, 1_000)
+    assert (spend.month, spend.n_unpriced) == (None, 1_000)
     assert spend.why == f"openai/x: {NO_PRICE}"
 
 
@@ -226,6 +226,61 @@ def test_tokens_and_costs_of_one_provider_are_not_added() -> None:
     assert aggregates(found) == {"openai/m": Range(800_000, 800_000, 800_000)}
     assert batch_share(found) == 0
     assert batch_share([s for s in found if s.counted]) is None
+
+
+def days(first: int, last: int, **changed: object) -> list[Bucket]:
+    """A bucket of each of these days, from a Monday on."""
+    day_us = DAY_S * 10**6
+    return [
+        a_bucket(start_us=MONDAY_US + n * day_us, end_us=MONDAY_US + (n + 1) * day_us, **changed)
+        for n in range(first, last)
+    ]
+
+
+def test_each_provider_has_a_window_of_its_own() -> None:
+    """$10 a day for a week of OpenAI are $300 a month, also beside 23 days of Anthropic."""
+    openai, anthropic = days(0, 7, cost_usd=D("10")), days(7, 30, provider="anthropic", cost_usd=D("1"))
+
+    assert aggregates(sized([*openai, *anthropic], price_of)) == {
+        "openai/m": Range(300_000_000, 300_000_000, 300_000_000),
+        "anthropic/m": Range(30_000_000, 30_000_000, 30_000_000),
+    }
+
+
+def test_costs_stand_for_tokens_only_where_they_are() -> None:
+    """A cost file of one day beside 30 days of usage: that day as billed, the other 29 by their tokens."""
+    usage = days(0, 30, input_tokens=200_000_000, output_tokens=0)  # $200 a day
+    found = sized([*usage, *days(3, 4, cost_usd=D("150"))], price_of)
+
+    assert aggregates(found) == {"openai/m": Range(*[(29 * 200 + 150) * 10**6] * 3)}
+    assert [(s.month, s.counted) for s in found if s.month] == [
+        (Range(*[5_800_000_000] * 3), True),
+        (Range(*[200_000_000] * 3), False),
+        (Range(*[150_000_000] * 3), True),
+    ]
+
+
+def test_a_bucket_that_costs_cover_in_part_counts_for_the_rest() -> None:
+    """One bucket of 30 days beside the costs of ten of them: two thirds of its tokens are counted."""
+    found = sized([a_bucket(input_tokens=3_000_000, output_tokens=0), *days(0, 10, cost_usd=D("0.1"))], price_of)
+
+    assert aggregates(found) == {"openai/m": Range(*[2_000_000 + 1_000_000] * 3)}
+
+
+@pytest.mark.parametrize("tier", ["priority", "provisioned_throughput"])
+def test_a_tier_that_is_none_of_ours_has_no_price(tier: str) -> None:
+    """What was bought as another tier is not priced as standard, as calls or as a provider's sums."""
+    spend = spend_of(a_site(a_use(tier=tier)), price_of, WEEK_S)
+    assert (spend.month, spend.why) == (None, f"openai/m: no price of the {tier} tier is known")
+    (found,) = sized([a_bucket(tier=tier, input_tokens=5, output_tokens=5)], price_of)
+    assert (found.tier, found.month, found.why) == (tier, None, f"no price of the {tier} tier is known")
+
+
+def test_what_another_tier_cost_is_told_where_the_log_reports_it() -> None:
+    """A reported cost stands, whatever the tier: it is what was paid."""
+    spend = spend_of(a_site(a_use(tier="priority", n_reported=1_000, reported_usd=D("3"))), price_of, 30 * DAY_S)
+
+    assert spend.month == Range(3_000_000, 3_000_000, 3_000_000)
 
 
 def test_a_day_of_sums_is_a_wide_month() -> None:

@@ -45,6 +45,22 @@ def calls(n: int, every_s: float = 7200, latency_s: float = 2, used_s: float | N
     return found
 
 
+def open_ended(found: Sequence[Call]) -> list[Call]:
+    """The same in a log that does not say when answers were there."""
+    return [call._replace(end_us=None) for call in found]
+
+
+def runs(n_days: int, n: int, every_s: float, **held: Any) -> list[Call]:
+    """`n` calls from eight o'clock on, every so often, on each day."""
+    return [
+        call._replace(
+            start_us=call.start_us + (day * 24 + 8) * HOUR_US, end_us=(call.end_us or 0) + (day * 24 + 8) * HOUR_US
+        )
+        for day in range(n_days)
+        for call in calls(n, every_s, **held)
+    ]
+
+
 def facts_of(found: Sequence[Call]) -> SiteFacts:
     gatherer = Gatherer()
     for call in found:
@@ -92,7 +108,19 @@ CASES: list[tuple[str, list[Call], tuple[Needs, Proof]]] = [
     ("used within the hour", calls(100, used_s=2400), (Needs.NEAR_REAL_TIME, Proof.PROVED)),
     ("used hours later", calls(100, used_s=9 * 3600 + 700), (Needs.BATCH, Proof.PROVED)),
     ("used hours later, of few calls", calls(15, used_s=9 * 3600 + 700), (Needs.BATCH, Proof.LIKELY)),
-    ("used hours later, known of a tenth", calls(30, used_s=9 * 3600 + 700) + calls(270), (Needs.BATCH, Proof.LIKELY)),
+    ("used hours later, known of nearly all", calls(96, used_s=30_000) + calls(4), (Needs.BATCH, Proof.PROVED)),
+    ("used hours later, known of half", calls(100, used_s=30_000) + calls(100), (Needs.HYBRID, Proof.LIKELY)),
+    ("used hours later, known of a tenth", calls(100, used_s=30_000) + calls(900), (Needs.HYBRID, Proof.LIKELY)),
+    ("used hours later, known of too few", calls(40, used_s=30_000) + calls(360), (Needs.ASK, Proof.UNCLEAR)),
+    ("used at once, known of few", calls(3, used_s=2) + calls(97), (Needs.ASK, Proof.UNCLEAR)),
+    ("used at once, no end is logged", open_ended(calls(100, used_s=2)), (Needs.SYNC, Proof.PROVED)),
+    ("used in minutes, no end is logged", open_ended(calls(100, used_s=300)), (Needs.ASK, Proof.UNCLEAR)),
+    ("used hours later, no end is logged", open_ended(calls(100, used_s=30_000)), (Needs.ASK, Proof.UNCLEAR)),
+    (
+        "used at once, no end is logged, from a schedule",
+        open_ended(calls(100, used_s=2, trigger="cron")),
+        (Needs.SYNC, Proof.PROVED),
+    ),
     (
         "used hours later, known of a hundredth",
         calls(30, used_s=9 * 3600) + calls(2700, 60),
@@ -143,6 +171,31 @@ CASES: list[tuple[str, list[Call], tuple[Needs, Proof]]] = [
     ("a build starts it", calls(100, trigger="pull_request"), (Needs.NEAR_REAL_TIME, Proof.LIKELY)),
     ("a queue starts it", calls(100, trigger="queue"), (Needs.ASK, Proof.UNCLEAR)),
     ("a schedule starts it", calls(100, trigger="airflow: scheduled__2026"), (Needs.BATCH, Proof.PROVED)),
+    ("a schedule starts it in runs of half an hour", runs(30, 10, 300, trigger="cron"), (Needs.BATCH, Proof.PROVED)),
+    ("a workflow starts it", calls(100, trigger="dag"), (Needs.BATCH, Proof.LIKELY)),
+    ("a workflow starts it every ten minutes", calls(1000, 600, trigger="dag"), (Needs.NEAR_REAL_TIME, Proof.LIKELY)),
+    ("a person starts the workflow", calls(100, trigger="airflow: manual__2026"), (Needs.ASK, Proof.UNCLEAR)),
+    ("a schedule starts it every ten minutes", calls(1000, 600, trigger="cron"), (Needs.NEAR_REAL_TIME, Proof.LIKELY)),
+    ("a schedule starts it every 20 minutes", calls(1000, 1200, trigger="cron"), (Needs.NEAR_REAL_TIME, Proof.LIKELY)),
+    ("a schedule starts it every 40 minutes", calls(1000, 2400, trigger="cron"), (Needs.NEAR_REAL_TIME, Proof.LIKELY)),
+    (
+        "a schedule starts it every ten minutes of a working day",
+        runs(14, 60, 600, trigger="cron"),
+        (Needs.NEAR_REAL_TIME, Proof.LIKELY),
+    ),
+    ("a schedule starts it all day from eight to six", runs(14, 120, 300, trigger="cron"), (Needs.ASK, Proof.UNCLEAR)),
+    ("one run of a schedule is seen", calls(50, 20, trigger="cron"), (Needs.ASK, Proof.UNCLEAR)),
+    ("one run of hours of a schedule is seen", calls(200, 300, trigger="cron"), (Needs.ASK, Proof.UNCLEAR)),
+    (
+        "a schedule fills a pool of workers for hours",
+        pool(400, 8, 120, trigger="cron", stream=False),
+        (Needs.BATCH, Proof.LIKELY),
+    ),
+    (
+        "a request starts most, a schedule some every ten minutes",
+        calls(500, 1000, trigger="http") + calls(500, 600, trigger="cron"),
+        (Needs.SYNC, Proof.LIKELY),
+    ),
     ("a schedule starts it every five minutes", calls(2000, 300, trigger="cron"), (Needs.NEAR_REAL_TIME, Proof.LIKELY)),
     ("a schedule starts it every 15 minutes", calls(2000, 900, trigger="cron"), (Needs.NEAR_REAL_TIME, Proof.LIKELY)),
     ("a schedule, used within minutes", calls(100, trigger="cron", used_s=200), (Needs.NEAR_REAL_TIME, Proof.PROVED)),
@@ -196,6 +249,10 @@ def test_of_a_hybrid_only_the_calls_that_wait_are_movable() -> None:
     verdict = verdict_of(calls(40, used_s=3, user="ana") + calls(60, used_s=30_000))
     assert verdict.movable_share == pytest.approx(0.6)
     assert verdict_of(calls(30, trigger="http") + calls(70, trigger="cron")).movable_share == pytest.approx(0.7)
+    assert verdict_of(calls(150, used_s=30_000) + calls(50)).movable_share == pytest.approx(0.75)
+    assert [
+        (g.trigger, g.n_calls) for g in verdict_of(calls(30, trigger="http") + calls(70, trigger="cron")).moves
+    ] == [("cron", 70)]
     assert verdict_of(calls(100, trigger="cron")).movable_share == 1
     assert verdict_of(calls(100, stream=True)).movable_share == 0
     assert verdict_of(calls(100)).movable_share == 0
@@ -267,12 +324,36 @@ def test_less_evidence_only_moves_a_verdict_towards_ask(
 
 
 @settings(max_examples=200, deadline=None)
+@given(
+    found=logs(),
+    dropped=st.sets(st.sampled_from(sorted(OPTIONAL)), min_size=1),
+    chance=st.randoms(use_true_random=False),
+)
+def test_a_log_that_says_less_of_some_calls_proves_nothing_new(
+    found: list[Call], dropped: set[str], chance: Random
+) -> None:
+    """Whatever calls lose whatever fields, nothing is proved to wait for hours that was not before."""
+    before = verdict_of(found)
+    share = chance.random()
+    less = [
+        call._replace(**{name: OPTIONAL[name] for name in dropped}) if chance.random() < share else call
+        for call in found
+    ]
+    after = verdict_of(less)
+
+    def proves(verdict: Verdict) -> bool:
+        return any(r.says is Needs.BATCH and r.proof is Proof.PROVED for r in verdict.reasons)
+
+    assert proves(before) or not proves(after)
+
+
+@settings(max_examples=200, deadline=None)
 @given(found=logs(), code=st.lists(st.sampled_from([TASK, HANDLER, SCRIPT])))
 def test_whoever_waits_decides(found: list[Call], code: list[Reason]) -> None:
     """No site is called batch while anything says that somebody waits."""
     verdict = verdict_of(found, *code)
     if verdict.needs is Needs.BATCH:
-        assert {r.says for r in verdict.reasons} <= {Needs.BATCH, Needs.ASK}
+        assert {r.says for r in verdict.reasons} <= {Needs.BATCH, Needs.HYBRID, Needs.ASK}
     if verdict.needs is Needs.NEAR_REAL_TIME:
         assert Needs.SYNC not in {r.says for r in verdict.reasons}
 

@@ -147,10 +147,10 @@ def test_figures_are_said_in_three_digits(value: str, unit: Unit, said: str) -> 
 
 def test_what_nobody_stated_is_missing_and_never_zero() -> None:
     """A worksheet has an entry for each input of its case, and what was not given is missing."""
-    worksheet = Worksheet("a", Case.TOKENS, {"batch_cost": Stated(*[Decimal(9)] * 3, "invoice", TODAY)})
+    worksheet = Worksheet("a", Case.TOKENS, {"realtime_cost": Stated(*[Decimal(9)] * 3, "invoice", TODAY)})
     assert list(worksheet.entries) == applicable(Case.TOKENS)
-    assert worksheet.stated().keys() == {"batch_cost"}
-    assert worksheet.missing().keys() == set(applicable(Case.TOKENS)) - {"batch_cost"}
+    assert worksheet.stated().keys() == {"realtime_cost"}
+    assert worksheet.missing().keys() == set(applicable(Case.TOKENS)) - {"realtime_cost"}
     assert "hour_price" not in worksheet.entries  # it does not apply, which is not missing
 
 
@@ -165,7 +165,7 @@ def test_a_range_rises_from_zero(values: tuple[int, int, int]) -> None:
     "entries",
     [
         {"hour_price": Stated(*[Decimal(9)] * 3, "invoice", TODAY)},
-        {"batch_cost": Told("a lot", "Ana", TODAY)},
+        {"realtime_cost": Told("a lot", "Ana", TODAY)},
         {"operations_owner": Stated(*[Decimal(9)] * 3, "invoice", TODAY)},
         {name: Stated(*[Decimal("0.5")] * 3, "log", TODAY) for name in ("failure_rate", "timeout_rate")},
     ],
@@ -191,7 +191,7 @@ def test_questions_ask_for_what_is_missing_and_answers_end_them() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "problem"),
     [
-        ("batch_cost", "30", "expected a figure"),
+        ("realtime_cost", "30", "expected a figure"),
         ("fallback_path", " ", "expected words"),
         ("hour_price", "$1/h", "no input of the tokens case"),
         ("xyz", "1", "no input"),

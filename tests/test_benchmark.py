@@ -471,6 +471,8 @@ def test_the_cascade_comes_with_its_promise(measured: Measured) -> None:
     assert Decimal(found["against_large"]) < Decimal("0.4")
     text = measured.office.canwait("benchmark", "report", measured.path.name).out
     assert "keep small/batch where its score is 0.9 or more (80% of 90 rows), else large/batch" in text
+    assert (found["right"], found["caught"], found["passed"]) == (pytest.approx(84 / 90), 1, 1)
+    assert "right on 93.3% of them: 100% of the wrong answers of small/batch are asked again, 100% of its right" in text
 
 
 def test_the_invoice_is_held_against_the_price_book(measured: Measured) -> None:
@@ -539,6 +541,24 @@ def test_an_arm_that_fails_is_stopped(tmp_path: Path) -> None:
             "labels.large-batch.2",
             "labels.large-standard.2",
         }
+
+
+def test_cancelled_rows_are_neither_failed_nor_wrong(tmp_path: Path) -> None:
+    """Who gives an arm up midway has fewer rows of it, not worse ones: it is not stopped as failing, and nothing is wrong."""
+    with desk(tmp_path, "turnaround=6h", answer=answer, speed=5000) as office:
+        write(office)
+        path = drafted(office)
+        ran(office, path, "--timeout", "2s", code=9)
+        cancelled = office.canwait("cancel", "labels.small-batch.1")
+        assert cancelled.code == 0, cancelled
+        value = ran(office, path)
+        found = arm(value, "small/batch")
+        assert found["left_out"] > 0
+        assert found["ended"] + found["left_out"] == N
+        assert (found["ok"], found["causes"], found["stopped"]) == (found["ended"], {}, False)
+        assert found["right"] is None or found["right"]["n"] == found["ended"]
+        assert value["report"]["finished"]
+        assert any("cancelled or never came back" in note for note in value["report"]["notes"])
 
 
 def test_what_is_still_out_is_censored(tmp_path: Path) -> None:

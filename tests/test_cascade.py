@@ -8,6 +8,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from canwait.benchmark.cascade import choose_threshold, expected
 
+TWENTIETH = Decimal("0.05")
 rows = st.lists(st.tuples(st.integers(0, 9).map(float), st.booleans(), st.booleans()), min_size=1, max_size=80)
 
 
@@ -26,11 +28,11 @@ def columns(sample: Sequence[tuple[float, bool, bool]]) -> tuple[list[float], li
 
 def test_a_cascade_costs_what_it_escalates() -> None:
     """Of 64 % right answers a verifier (.8, .9) escalates 35.2 %; who stops nothing escalates nothing."""
-    found = expected(0.64, 0.8, 0.9, escalated_accuracy=0.8, small=0.05, large=1.0, verifier=0.05)
-    assert (found.escalated, found.cost) == pytest.approx((0.352, 0.452))
+    found = expected(0.64, 0.8, 0.9, escalated_accuracy=0.8, small=TWENTIETH, large=Decimal(1), verifier=TWENTIETH)
+    assert (found.escalated, float(found.cost)) == pytest.approx((0.352, 0.452))
     assert found.accuracy == pytest.approx(0.64 * 0.9 + 0.352 * 0.8)
-    idle = expected(0.64, 0.0, 1.0, escalated_accuracy=0.8, small=0.05, large=1.0)
-    assert (idle.escalated, idle.accuracy, idle.cost) == (0, 0.64, 0.05)
+    idle = expected(0.64, 0.0, 1.0, escalated_accuracy=0.8, small=TWENTIETH, large=Decimal(1))
+    assert (idle.escalated, idle.accuracy, idle.cost) == (0, 0.64, TWENTIETH)
 
 
 @pytest.mark.parametrize(("se", "sp", "accuracy", "cost"), [(0.8, 0.9, 0.863, 0.46), (0.5, 0.5, 0.748, 0.60)])
@@ -48,9 +50,11 @@ def test_the_cascade_on_real_outcomes(shared: Path, se: float, sp: float, accura
     large = [r["gpt-4-1106-preview"] == "True" for r in read]
     reach = [se if not a else 1 - sp for a in small]  # how often each row reaches the large model
     rate = sum(r * b for r, b in zip(reach, large, strict=True)) / sum(reach)
-    found = expected(sum(small) / len(small), se, sp, escalated_accuracy=rate, small=0.05, large=1.0, verifier=0.05)
+    found = expected(
+        sum(small) / len(small), se, sp, escalated_accuracy=rate, small=TWENTIETH, large=Decimal(1), verifier=TWENTIETH
+    )
     assert found.accuracy == pytest.approx(accuracy, abs=0.001)
-    assert found.cost == pytest.approx(cost, abs=0.01)
+    assert float(found.cost) == pytest.approx(cost, abs=0.01)
 
 
 @given(rows, st.floats(0.005, 0.5), st.floats(0.01, 0.4))

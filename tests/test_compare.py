@@ -25,6 +25,7 @@ from canwait.compare import (
     pairs,
     power,
     rows_needed,
+    surely_exceeds,
 )
 
 counts = st.integers(0, 60)
@@ -94,7 +95,8 @@ def test_swapping_the_two_turns_the_interval_round(both: int, b: int, c: int, ne
 def test_a_decision_is_what_its_bound_says(both: int, b: int, c: int, neither: int, margin: Decimal) -> None:
     """`accept` exactly where the upper bound is within the margin, and `not enough rows` asks for more than there are."""
     decision = decide(Pairs(both, b, c, neither), margin)
-    assert (decision.verdict == "accept") == (decision.upper is not None and decision.upper <= margin)
+    within = decision.upper is not None and decision.upper <= margin
+    assert (decision.verdict == "accept") == (within and both + c > 0)
     if decision.verdict == "not enough rows":
         assert decision.needs is None or decision.needs > decision.pairs.n
     else:
@@ -107,6 +109,52 @@ def test_pairs_count_every_row_once(rows: list[tuple[bool, bool]]) -> None:
     found = pairs([small for small, _ in rows], [large for _, large in rows])
     assert found == Pairs(*(rows.count(cell) for cell in [(True, True), (False, True), (True, False), (False, False)]))
     assert found.n == len(rows)
+
+
+def test_two_that_are_never_right_are_not_good_enough() -> None:
+    """Where both get nothing right no loss can be seen, and the words say so instead of praising it."""
+    decision = decide(Pairs(0, 0, 0, 145), Decimal("0.05"))
+    assert decision.verdict == "refuse"
+    assert decision.words.startswith("nothing it answers is right")
+    assert decide(Pairs(0, 1, 0, 299), Decimal("0.05")).verdict == "refuse"
+    assert decide(Pairs(0, 0, 1, 299), Decimal("0.05")).verdict == "accept"
+
+
+def looked_at_all(share: float, n: int, times: int, limit: float, seed: int) -> float:
+    """How often so many rows, of which a share fails, are said to surely fail more than the limit, at any of all looks."""
+    rng, said = random.Random(seed), 0
+    for _ in range(times):
+        failed = 0
+        for row in range(1, n + 1):
+            failed += rng.random() < share
+            if failed > limit * row and surely_exceeds(failed, row, limit):
+                said += 1
+                break
+    return said / times
+
+
+def test_looking_at_every_row_misleads_nobody() -> None:
+    """Of arms that fail exactly as often as allowed at most one in twenty is ever stopped; of worse ones nearly all are."""
+    assert looked_at_all(0.2, 400, 400, 0.2, seed=3) <= 0.05
+    assert looked_at_all(0.1, 400, 200, 0.2, seed=4) <= 0.01
+    assert looked_at_all(0.35, 400, 100, 0.2, seed=5) >= 0.95
+
+
+@given(st.integers(1, 400), st.integers(0, 400), st.floats(0.01, 0.99))
+def test_what_surely_exceeds_is_more_than_was_allowed(n: int, k: int, share: float) -> None:
+    """More failures never make it less sure, and what is said of all looks holds for one."""
+    k = min(k, n)
+    if surely_exceeds(k, n, share):
+        assert at_least(k, n) >= share - 1e-9
+        assert k == n or surely_exceeds(k + 1, n, share)
+    assert not surely_exceeds(0, n, share)
+
+
+def test_a_limit_of_nothing_or_of_all() -> None:
+    """One failure is more than none, and nothing is more than all."""
+    assert surely_exceeds(1, 10, 0.0)
+    assert not surely_exceeds(0, 10, 0.0)
+    assert not surely_exceeds(10, 10, 1.0)
 
 
 def test_words_say_what_was_told_and_what_was_not() -> None:

@@ -94,6 +94,11 @@ def decide(found: Pairs, margin: Decimal) -> Decision:
     else:
         verdict, needs = "not enough rows", _needs(found, margin)
         words = f"not enough rows to tell (needs {needs:,})" if needs else "too close to the margin to tell"
+    if verdict == "accept" and not found.both + found.only_small:
+        verdict, words = (
+            "refuse",
+            "nothing it answers is right, and next to nothing that it is held against: look at labels and prompt",
+        )
     words += f" ({found.n:,} rows)" if needs is None else f"; {found.n:,} were compared"
     return Decision(verdict, float(margin), found, found.loss, interval, one_sided.high, p_value, needs, words)
 
@@ -146,6 +151,21 @@ def clopper_pearson(k: int, n: int, *, confidence: float = _SURE) -> Interval:
         raise ValueError(f"{k} of {n}")
     tail = (1 - confidence) / 2
     return Interval(_lower(k, n, tail), 1 - _lower(n - k, n, tail))
+
+
+def surely_exceeds(k: int, n: int, share: float, *, sure: float = _SURE) -> bool:
+    """Whether a proportion is surely above `share`, `k` of `n` having been seen so far: however often somebody looks, of one
+    that is not this is ever said with probability 1 - sure at most.
+
+    The wealth of whoever bets on every larger proportion alike, which no stopping can make grow (Ville 1939).
+    """
+    if not 0 < share < 1:
+        return k > 0 if share <= 0 else False
+    above = 1 - _beta_cdf(share, k + 1, n - k + 1)
+    if above <= 0:
+        return False
+    won = lgamma(k + 1) + lgamma(n - k + 1) - lgamma(n + 2) + log(above) - log1p(-share)
+    return won - k * log(share) - (n - k) * log1p(-share) >= log(1 / (1 - sure))
 
 
 def at_least(k: int, n: int, *, sure: float = _SURE) -> float:

@@ -34,7 +34,7 @@ class Call(NamedTuple):
     reasoning_tokens: int | None = None
     max_output_tokens: int | None = None
     cost_usd: Decimal | None = None  # as the log reports it
-    tier: Tier | None = None  # None: the log does not say
+    tier: Tier | str | None = None  # text: a tier that is none of ours, such as "priority"; None: the log does not say
     stream: bool | None = None
     failed: bool = False
     error: str | None = None  # its type
@@ -65,7 +65,7 @@ class Bucket:
     cache_write_tokens: int | None = None
     output_tokens: int | None = None
     cost_usd: Decimal | None = None
-    tier: Tier | None = None
+    tier: Tier | str | None = None
     label: str = ""  # project, workspace, key
 
 

@@ -134,11 +134,6 @@ class WarmCapacity:
         return max(0, self.replicas_before - self.replicas_after) * HOURS_A_MONTH
 
 
-def service_s(input_tokens: int, output_tokens: int, *, input_per_s: float, output_per_s: float) -> float:
-    """How long a call holds a slot, at speeds that were measured: none is assumed."""
-    return input_tokens / input_per_s + output_tokens / output_per_s
-
-
 # -------------------------------------------------------------------------------------------------- call by call
 
 

@@ -8,13 +8,13 @@ sites:
     reason: read the next morning
     date: 2026-11-22
     may_share: true           # equal requests may have one answer
+    benchmark: small.json     # what `canwait benchmark report --json` said of a smaller model on this site's rows
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -23,10 +23,11 @@ from typing import Any
 from ..document import Document, Fault, Unreadable, read_document, read_text
 from ..errors import Problem, SpecError
 from ..render import Loc, did_you_mean
+from ..scalars import quoted
 from ..spec import parse_duration
 from ..types import Urgency
-from .findings import Needs
-from .verdict import Decision
+from .findings import Needs, Smaller
+from .verdict import Benchmarked, Decision
 
 DECISIONS = "audit-decisions.yaml"
 _HINT = "docs/audit.md says what a decisions file may hold"
@@ -35,9 +36,9 @@ _NEEDS = {n.value: n for n in Needs} | {
     Urgency.NEAR_REAL_TIME.value: Needs.NEAR_REAL_TIME,
     "ask": Needs.ASK,
 }
-_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+_WEIGHS = {"accept": 1, "refuse": 2}  # of two comparisons of the same models the one that counts
 _LONGEST_KEY = 1000  # YAML wants the colon within 1024 characters of where a plain key begins
-_FIELDS = ("needs", "deadline", "owner", "reason", "date", "may_share")
+_FIELDS = ("needs", "deadline", "owner", "reason", "date", "may_share", "benchmark")
 _HEAD = """\
 # What the owners of call sites decided; `canwait audit` respects it. Edit it by hand, or let an audit add to it.
 # needs: synchronous, near real time, batch, hybrid, or ask the owner
@@ -74,16 +75,18 @@ def save_decisions(path: Path, decisions: Mapping[str, Decision]) -> None:
     lines = [_HEAD, "sites:\n" if decisions else "sites: {}\n"]
     for site in sorted(decisions):
         decision = decisions[site]
-        name = _quoted(site)
+        name = quoted(site)
         lines.append(f"  {name}:\n" if len(name) < _LONGEST_KEY else f"  ? {name}\n  :\n")
         lines.append(f"    needs: {decision.needs.value}\n")
         if decision.deadline_s is not None:
             lines.append(f"    deadline: {_duration(decision.deadline_s)}\n")
         for name in ("owner", "reason", "date"):
             if (value := getattr(decision, name)) is not None:
-                lines.append(f"    {name}: {_quoted(str(value))}\n")
+                lines.append(f"    {name}: {quoted(str(value))}\n")
         if decision.may_share:
             lines.append("    may_share: true\n")
+        if decision.benchmark:
+            lines.append(f"    benchmark: {quoted(decision.benchmark.file)}\n")
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_text("".join(lines), "utf-8")
@@ -150,13 +153,42 @@ def _decision(document: Document, loc: Loc, held: object) -> Decision | None:
         fault("may_share", "expected true or false")
     else:
         values["may_share"] = may_share
+    if held.get("benchmark") is not None:
+        try:
+            values["benchmark"] = _benchmarked(document.base_dir, held["benchmark"])
+        except ValueError as error:
+            fault("benchmark", str(error))
     return Decision(_NEEDS[needs], **values)
 
 
-def _quoted(text: str) -> str:
-    """A string of JSON is one of YAML, whatever a log called its site. Half surrogates and NULs are in neither."""
-    text = re.sub("[\0\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
-    return _UNPRINTABLE.sub(lambda m: f"\\u{ord(m[0]):04x}", json.dumps(text, ensure_ascii=False))
+def _benchmarked(folder: Path, file: object) -> Benchmarked:
+    """What the report of a benchmark found of each smaller model. Raises ValueError."""
+    if not isinstance(file, str):
+        raise ValueError("expected the file of a report: canwait benchmark report PLAN.yaml --json > FILE")
+    try:
+        value = json.loads((folder / file).read_text("utf-8"))
+        report = value["report"]
+        models = {arm["arm"]: arm["model"] for arm in report["arms"]}
+        found = [
+            (models[c["reference"]], models[c["candidate"]], c["decision"]["verdict"], c["decision"]["words"])
+            for c in report["comparisons"]
+            if c["decision"] is not None
+        ]
+        source, simulated = f"{file}, {report['at'][:10]}", value["simulated"]
+        pairs = [(*map(str, pair), *str(pair[1]).split("/", 1)) for pair in found if pair[0] != pair[1]]
+        smaller = {
+            large: Smaller(provider, model, verdict == "accept", words, source)
+            for large, _, verdict, words, provider, model in sorted(pairs, key=lambda pair: _WEIGHS.get(pair[2], 0))
+        }
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{file} is no report: canwait benchmark report PLAN.yaml --json > FILE") from None
+    if simulated:
+        raise ValueError(f"{file} is of a rehearsal, whose answers are no model's")
+    if not smaller:
+        raise ValueError(f"{file} compares no small with a large model on gold labels")
+    return Benchmarked(file, smaller)
 
 
 def _duration(seconds: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import NotFound, Problem, SpecError
 from ..render import did_you_mean
+from ..scalars import quoted
 from .calls import Asked, Call
 from .findings import Needs
 from .prefixes import prefix_of
@@ -92,14 +93,14 @@ def draft_of(audit: Mapping[str, Any], name: str, file: str, model: str | None =
 
 
 def job_text(draft: Draft, *, name: str, source: str, key: str, prompt: str, target: str, audit: str) -> str:
-    """The job file. Every value that came from a log is written as JSON, which is YAML that means only itself."""
+    """The job file. Every value that came from a log is written as a string that means only itself."""
     embeds = draft.endpoint == "embeddings"
     bound = f"max_output_tokens: {draft.max_output_tokens}                  # no bound, no worst case\n"
     return _JOB.format(
-        audit=_comment(audit), why=_comment(draft.why), name=json.dumps(name), source=json.dumps(source),
-        key=json.dumps(key), model=json.dumps(draft.model), prompt=json.dumps(prompt),
+        audit=_comment(audit), why=_comment(draft.why), name=quoted(name), source=quoted(source),
+        key=quoted(key), model=quoted(draft.model), prompt=quoted(prompt),
         endpoint=f"endpoint: {draft.endpoint}\n" if draft.endpoint != "chat" else "", bound="" if embeds else bound,
-        urgency=draft.urgency, deadline=draft.deadline, budget=draft.budget_usd, target=json.dumps(target),
+        urgency=draft.urgency, deadline=draft.deadline, budget=draft.budget_usd, target=quoted(target),
     )  # fmt: skip
 
 

@@ -3,31 +3,29 @@
     saving = realtime capacity avoided - batch processing, retried rows included - staging - storage and transfer
              - operations - missed deadlines                                           USD a month (30 days)
 
-Each input is stated as a range or missing (worksheet.py). What is missing stays out of every figure and is named beside
-it; its break-even says how much it may be. Money is Decimal USD; only shares of draws are floats.
+Where both capacities are priced by the token, batch processing is a share of the realtime cost: the two rise together.
+Each input is stated as a range or missing (worksheet.py). What is missing stays out of every figure and is named beside it;
+its break-even says how much it may be. Money is Decimal USD; only shares of draws are floats.
 """
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from random import Random
 
-from ..price import exact_micros
-from ..types import Price, Usage
 from .capacity import TARGET, Replica, Target, Trace, warm_capacity
-from .worksheet import INPUTS, MONTH_S, Case, Missing, Stated, Unit, Worksheet, applicable, one_line, say
+from .worksheet import INPUTS, Case, Missing, Stated, Unit, Worksheet, applicable, one_line, say
 
 N_DRAWS = 20_000
 _DAY_S = 86_400
 _LARGEST = Decimal(10) ** 15  # where the search for a break-even ends; a share's ends where no row would ever arrive
 
-GAINS = frozenset({"realtime_cost", "warm_hours_avoided", "hour_price"})  # the more of them, the more is saved
-COSTS = ("batch_cost", "failure_rate", "timeout_rate", "storage_transfer")
+# The more of them, the more is saved: of the realtime cost while batches leave something of it.
+GAINS = frozenset({"realtime_cost", "warm_hours_avoided", "hour_price"})
+COSTS = ("batch_share", "batch_cost", "failure_rate", "timeout_rate", "storage_transfer")
 # What counts only together. With one factor missing that one is asked for, with both missing the product is.
 PRODUCTS = {
     "realtime capacity avoided": ("warm_hours_avoided", "hour_price"),
@@ -67,6 +65,7 @@ class Swing:
     at_bad: Decimal  # the saving at its worse end, USD a month
     at_good: Decimal
     break_even: Decimal | None  # where the saving is nothing, in the input's unit; None: nowhere
+    rises: bool  # the more of it, the more is saved
 
     @property
     def can_erase(self) -> bool:
@@ -99,6 +98,7 @@ class Economics:
     gaps: tuple[Gap, ...]
     verdict: str
     warnings: tuple[str, ...]  # what the sum does not hold
+    delay_h: Decimal | None = None  # hours that answers may come later before waiting costs what is likely saved
 
 
 def assess(worksheet: Worksheet, rng: Random, *, n_draws: int = N_DRAWS) -> Economics:
@@ -116,11 +116,12 @@ def assess(worksheet: Worksheet, rng: Random, *, n_draws: int = N_DRAWS) -> Econ
         gaps,
         _cannot_say(known, gaps) if gaps else _stated_verdict(known, tornado, stated),
         tuple(_warnings(worksheet)),
+        _delay_h(worksheet, known, gaps),
     )
 
 
 def saving(inputs: Mapping[str, Decimal]) -> Decimal:
-    """USD a month. It never falls in a gain and never rises in any other input.
+    """USD a month. It never rises in a cost, and never falls in a gain but for a realtime cost that batches exceed.
 
     A product that lacks an input is not in the sum, so while one is missing the result is not the saving.
     """
@@ -128,14 +129,26 @@ def saving(inputs: Mapping[str, Decimal]) -> Decimal:
     def of(name: str) -> Decimal:
         return inputs.get(name, Decimal(0))
 
-    paid_again = of("failure_rate") + of("timeout_rate")  # of rows, each time they are sent
     gained = of("realtime_cost") + of("warm_hours_avoided") * of("hour_price")
+    batch = of("realtime_cost") * of("batch_share") + of("batch_cost")
     return (
         gained
-        - of("batch_cost") / (1 - paid_again)
+        - batch / (1 - _paid_again(inputs))
         - of("storage_transfer")
         - sum(of(a) * of(b) for a, b in PRODUCTS.values() if a not in GAINS)
     )
+
+
+def _paid_again(inputs: Mapping[str, Decimal]) -> Decimal:
+    """The share of rows, each time they are sent."""
+    return inputs.get("failure_rate", Decimal(0)) + inputs.get("timeout_rate", Decimal(0))
+
+
+def _delay_h(worksheet: Worksheet, known: Interval, gaps: Sequence[Gap]) -> Decimal | None:
+    cost = worksheet.stated().get("waiting_cost")
+    if cost is None or not cost.likely or gaps or known.likely <= 0:
+        return None
+    return round(known.likely / cost.likely, 3)
 
 
 def words(economics: Economics) -> list[str]:
@@ -147,6 +160,10 @@ def words(economics: Economics) -> list[str]:
     ]
     if economics.chance:
         lines.append(str(economics.chance))
+    if economics.delay_h is not None:
+        lines.append(
+            f"answers may come {say(economics.delay_h * 3600, Unit.TIME)} later before waiting costs what is likely saved"
+        )
     for swing in economics.tornado:
         unit = INPUTS[swing.name].unit
         turns = "never alone" if swing.break_even is None else say(swing.break_even, unit)
@@ -166,21 +183,26 @@ def words(economics: Economics) -> list[str]:
 
 def _at(stated: Mapping[str, Stated], shift: Decimal | int) -> dict[str, Decimal]:
     """All inputs at likely, shifted together: 1 is every one at its worse end, -1 at its better end."""
-    moved = {}
-    for name, x in stated.items():
-        end = x.low if (shift > 0) == (name in GAINS) else x.high
+    moved: dict[str, Decimal] = {}
+    for name, x in sorted(
+        stated.items(), key=lambda item: item[0] == "realtime_cost"
+    ):  # last: the others say where it hurts
+        gains = name in GAINS
+        if name == "realtime_cost":
+            gains = moved.get("batch_share", Decimal(0)) <= 1 - _paid_again(moved)
+        end = x.low if (shift > 0) == gains else x.high
         moved[name] = x.likely + abs(Decimal(shift)) * (end - x.likely)
-    return moved
+    return {name: moved[name] for name in stated}
 
 
 def _tornado(stated: Mapping[str, Stated]) -> tuple[Swing, ...]:
-    likely, bad, good = _at(stated, 0), _at(stated, 1), _at(stated, -1)
-    swings = []
-    for name in stated:
-        at_bad, at_good = (saving({**likely, name: end[name]}) for end in (bad, good))
-        swing = Swing(name, at_bad, at_good, _break_even(likely, name))
+    likely, swings = _at(stated, 0), []
+    for name, x in stated.items():
+        at_low, at_high = (saving({**likely, name: end}) for end in (x.low, x.high))
+        rises = at_low < at_high or (at_low == at_high and name in GAINS)
+        swing = Swing(name, min(at_low, at_high), max(at_low, at_high), _break_even(likely, name), rises)
         if (
-            at_bad != at_good or swing.break_even is not None
+            at_low != at_high or swing.break_even is not None
         ):  # else nothing hangs on it, or what it counts with is missing
             swings.append(swing)
     return tuple(sorted(swings, key=lambda swing: swing.at_bad - swing.at_good))
@@ -228,9 +250,10 @@ def _gaps(worksheet: Worksheet, stated: Mapping[str, Stated]) -> Iterable[Gap]:
     """What is missing and matters: a factor of something that is nothing anyhow does not."""
     names, missing = set(applicable(worksheet.case)), worksheet.missing()
     likely = _at(stated, 0)
+    nothing_sent = any(_is_nothing(stated.get(name)) for name in ("batch_cost", "batch_share", "realtime_cost"))
     for name in ("realtime_cost", *COSTS):
-        rate_of_nothing = INPUTS[name].unit is Unit.SHARE and _is_nothing(stated.get("batch_cost"))
-        if name in missing and not rate_of_nothing:
+        of_what_is_sent = INPUTS[name].unit is Unit.SHARE or name == "batch_share"
+        if name in missing and not (of_what_is_sent and nothing_sent):
             yield _gap(name, missing[name], likely)
     for title, factors in PRODUCTS.items():
         lacking = [name for name in factors if name in names & missing.keys()]
@@ -298,7 +321,7 @@ def _stated_verdict(known: Interval, tornado: Sequence[Swing], stated: Mapping[s
 
 def _limit(swing: Swing) -> str:
     assert swing.break_even is not None
-    sign = "<" if swing.name in GAINS else ">"
+    sign = "<" if swing.rises else ">"
     return f"{INPUTS[swing.name].title} {sign} {_per(swing.break_even, INPUTS[swing.name].unit)}"
 
 
@@ -326,31 +349,6 @@ def _per(value: Decimal, unit: Unit) -> str:
 # --------------------------------------------------------------------------------------- where the inputs come from
 
 
-def token_cost(uses: Iterable[tuple[Usage, int, Price]], window_s: float) -> Stated:
-    """What tokens of a log's window cost a month at a tier's price: each use with its number of calls.
-
-    Where a price rises for long requests, the low end has every request below the first step, the high end above the
-    last, and the likely figure all at the mean request's step. Raises ValueError for no use and for an empty window.
-    """
-    low = likely = high = Decimal(0)
-    prices = []
-    for usage, n_calls, price in uses:
-        steps = sorted(price.steps, key=lambda step: step.above_input_tokens)
-        flat = replace(price, steps=())
-        costs = [exact_micros(usage, flat)]
-        for step in steps:
-            rates = replace(flat, input=step.input, output=step.output, cached_input=step.cached_input)
-            costs.append(exact_micros(usage, replace(rates, cache_write=step.cache_write)))
-        mean = costs[bisect_left([step.above_input_tokens for step in steps], usage.input_tokens / max(1, n_calls))]
-        low, likely, high = low + min(costs), likely + mean, high + max(costs)
-        prices.append(price)
-    if not prices or not window_s > 0:
-        raise ValueError("no tokens over no time have no cost a month")
-    said = dict.fromkeys(f"{p.provider}/{p.model} {p.tier.value}: {p.source}, {p.as_of}" for p in prices)
-    a_month = Decimal(MONTH_S) / Decimal(repr(float(window_s))) / 10**6
-    return Stated(low * a_month, likely * a_month, high * a_month, "; ".join(said), min(p.as_of for p in prices))
-
-
 def warm_hours(trace: Trace, replica: Replica, target: Target = TARGET, *, source: str, as_of: date) -> Stated:
     """Replica-hours a month that need not be warm, simulated: over the whole trace, and from its worst to its best day.
 
@@ -367,17 +365,3 @@ def warm_hours(trace: Trace, replica: Replica, target: Target = TARGET, *, sourc
     )
     low, high = min([overall, *of_days]), max([overall, *of_days])
     return Stated(Decimal(low), Decimal(overall), Decimal(high), said, as_of)
-
-
-def break_even_delay_h(realtime_usd: Decimal, batch_usd: Decimal, usd_per_hour: Decimal) -> Decimal | None:
-    """Hours that an answer may come later before the waiting costs what moving saves; None: waiting costs nothing."""
-    return max(Decimal(0), realtime_usd - batch_usd) / usd_per_hour if usd_per_hour else None
-
-
-def waiting_usd(
-    turnarounds_h: Sequence[float], usd_per_hour: Decimal, *, miss_usd: Decimal, deadline_h: float
-) -> Decimal:
-    """What waiting costs on average: by the hour, and once more for each answer after the deadline."""
-    n = len(turnarounds_h)
-    mean_h, late = math.fsum(turnarounds_h) / n, sum(hours > deadline_h for hours in turnarounds_h)
-    return usd_per_hour * Decimal(repr(mean_h)) + miss_usd * late / n

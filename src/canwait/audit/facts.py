@@ -6,7 +6,7 @@ not say; nothing missing is a zero.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -18,7 +18,7 @@ class Sample:
     """A uniform sample of values that were seen, sorted."""
 
     n_seen: int
-    values: tuple[float, ...]
+    values: Sequence[float]  # of one that was gathered an array: there are thousands
 
     def quantile(self, q: float) -> float:
         """The smallest value with at least a share `q` of the sample at or below it. Raises ValueError when empty."""
@@ -40,7 +40,7 @@ class ModelUse:
 
     provider: str
     model: str
-    tier: Tier | None  # None: the log does not say; priced as standard, and said so
+    tier: Tier | str | None  # text: none of ours, so its price is not known; None: not said, and priced as standard
     n_calls: int
     n_unmetered: int  # calls whose tokens the log does not hold
     usage: Usage  # of the metered ones
@@ -66,6 +66,8 @@ class Arrivals:
     night_share: float  # 22:00-06:00 UTC
     weekend_share: float
     run_s: float = 0.0  # half of the calls lie in runs that last at least this long
+    apart_s: float | None = None  # between the beginnings of runs, the median; None: one run was seen
+    run_busy: float = 1.0  # share of the slots within runs that hold a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,8 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Calls of a site that are alike in what started them and in who is there, and when their answers were used."""
+    """Calls of a site that are alike in what started them, in who is there, and in whether their answers are known to be used
+    late; when they were used; and what they were billed."""
 
     trigger: str | None
     with_user: bool
@@ -105,6 +108,10 @@ class Group:
     n_within_minute: int
     n_within_quarter: int  # 15 minutes
     n_within_hour: int
+    late: bool = False  # each of its answers was used more than an hour after it was there
+    n_open: int = 0  # more, used over a minute after the start of the call, whose answer was there nobody knows when
+    n_open_within_hour: int = 0  # of these, within an hour of the start, so of the answer too
+    models: tuple[ModelUse, ...] = ()  # as those of the site, whose parts they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +146,11 @@ class SiteFacts:
     operations: Mapping[str, int] = field(default_factory=dict)
     prompts: Mapping[str, int] = field(default_factory=dict)
     arrivals: Arrivals | None = None  # None: fewer than two calls
+    scheduled: Arrivals | None = None  # of the calls that a schedule or a workflow starts; None: fewer than two
     repeats: Repeats | None = None  # None: the log holds nothing to compare
     prefix: Prefix | None = None  # None: the log holds no texts
     n_clock_skew: int = 0  # calls that end, or are used, before they start
-    groups: tuple[Group, ...] = ()  # largest first; every call is in one
+    groups: tuple[Group, ...] = ()  # largest first; every call is in one, and beyond many a trigger is called "(other)"
 
     @property
     def window_s(self) -> float:

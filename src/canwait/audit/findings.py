@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 
 from ..types import Tier
 from .calls import BadLine
-from .facts import SiteFacts
+from .facts import Group, SiteFacts
 
 
 class Needs(str, Enum):
@@ -52,6 +53,7 @@ class Verdict:
     movable_share: float  # of its calls: 1 for batch, below 1 for hybrid, 0 for synchronous
     by_owner: bool = False  # decided by the decisions file
     asks: str | None = None  # the question the owner is asked
+    moves: tuple[Group, ...] = ()  # of a hybrid: its calls that can wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,30 @@ class Spend:
 
     month: Range | None  # None: unknown, see `why`
     basis: str  # where the figure comes from: reported by the log, or a price with source and date
-    n_priced: int  # calls it covers
     n_unpriced: int  # calls without tokens, or of a model whose price nobody knows
     why: str | None = None  # what is missing
     warnings: tuple[str, ...] = ()  # reported and list prices differ, the window is short
+
+
+@dataclass(frozen=True, slots=True)
+class Smaller:
+    """A model that a benchmark held against a larger one, on the owner's rows."""
+
+    provider: str
+    model: str
+    accepted: bool  # surely good enough
+    words: str  # the benchmark's verdict, with its rows
+    source: str  # the report's file and date
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What goes to a slower tier, and what it costs there without what is sent again."""
+
+    month: Range  # what it costs now
+    low: Decimal  # its cost there, as a share of that
+    likely: Decimal
+    high: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +118,7 @@ class Lever:
     basis: str = ""  # prices with source and date
     after: Mapping[str, Range] = field(default_factory=dict)  # kind of a tier lever -> what it saves beyond that one,
     # where the two do not simply multiply
+    move: Moved | None = None  # of a tier lever that counts
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,16 @@ Savings are rounded down.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from decimal import Decimal
 from fractions import Fraction
 from math import ceil, floor, log
 
 from ..price import format_usd
 from ..types import Price, Tier, Usage
-from .facts import Prefix, Repeats, SiteFacts
-from .findings import Lever, Needs, Proof, Range, Spend, Verdict
+from .facts import ModelUse, Prefix, Repeats, SiteFacts
+from .findings import Lever, Moved, Needs, Proof, Range, Smaller, Spend, Verdict
 from .spend import NOTHING, REPORTED, Exact, Line, Prices, charge, flat, lines_of, percent
 
 _TIERS = {Needs.BATCH: (Tier.BATCH, Tier.BACKGROUND, Tier.FLEX), Needs.NEAR_REAL_TIME: (Tier.FLEX,)}
@@ -32,6 +33,7 @@ _MOVE = "Move what varies behind what does not"
 _SAME_ANSWERS = "the same answers with the text moved: `canwait benchmark plan`"
 
 _ATTEMPTS = 3  # of a row in a batch, as planned by default
+_FEW = 20  # requests; what fewer of them repeat is likely at most
 _CAP_IS_FAR = 4  # times what 99.5 % of answers need
 _ROOM = 1.3  # a budget, as a multiple of what is expected
 
@@ -45,6 +47,7 @@ class _Bill:
     now: Fraction  # micros of its metered calls in the window, by the price
     n_metered: int
     month: Exact  # micros of a month, all its calls, as paid
+    moves: ModelUse | None  # the part of its calls that can go to a slower tier; None: no call can
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,6 @@ class _Cost:
     bills: tuple[_Bill, ...]
     rest: tuple[Line, ...]  # without tokens or without a price
     price_of: Prices
-
-    @property
-    def moved(self) -> Fraction:
-        """The share of its calls that can go to a slower tier."""
-        if self.verdict.needs is not Needs.HYBRID:
-            return Fraction(1)
-        return min(max(Fraction(str(self.verdict.movable_share)), Fraction(0)), Fraction(1))
 
     def at(self, bill: _Bill, price: Price, usage: Usage) -> Fraction:
         return charge(price, usage, self.facts.input_tokens, bill.n_metered).likely
@@ -74,14 +70,13 @@ def levers_of(
     price_of: Prices,
     *,
     may_share: bool = False,
-    smaller: Mapping[str, str] | None = None,
+    smaller: Mapping[str, Smaller] | None = None,
     lints: Sequence[str] = (),
 ) -> tuple[Lever, ...]:
     """Every lever that a site offers; none where nobody knows what it costs.
 
-    `may_share`: the owner says that equal requests may have one answer. `smaller`: "provider/model" -> the smaller
-    model of that provider which the owner has in mind; its price is shown, its quality is not known here. `lints`:
-    what its code is known to put before text that never changes.
+    `may_share`: the owner says that equal requests may have one answer. `smaller`: "provider/model" -> the model that a
+    benchmark of the owner held against it. `lints`: what its code is known to put before text that never changes.
     """
     if spend.month is None or not spend.month.high:
         return ()
@@ -145,6 +140,7 @@ def _helps(saves: Range | None) -> bool:
 
 def _cost(facts: SiteFacts, verdict: Verdict, month: Range, price_of: Prices) -> _Cost:
     lines = lines_of(facts, price_of)
+    moving = [use for group in verdict.moves for use in group.models]
     paid = sum((line.paid for line in lines if line.paid is not None), NOTHING)
     totals = paid.low, paid.likely, paid.high
     bills, rest = [], []
@@ -152,11 +148,40 @@ def _cost(facts: SiteFacts, verdict: Verdict, month: Range, price_of: Prices) ->
         if isinstance(line.price, Price) and line.priced and line.paid is not None:
             share = (month.low * line.paid.low, month.likely * line.paid.likely, month.high * line.paid.high)
             a_month = Exact(*(n / total if total else n for n, total in zip(share, totals, strict=True)))
-            bills.append(_Bill(line, line.price, line.priced, line.use.n_calls - line.use.n_unmetered, a_month))
+            part = _part(line.use, moving) if verdict.needs is Needs.HYBRID else line.use
+            bills.append(_Bill(line, line.price, line.priced, _n_metered(line.use), a_month, part))
         else:
             rest.append(line)
     whole = Exact(Fraction(month.low), Fraction(month.likely), Fraction(month.high))
     return _Cost(facts, verdict, whole, tuple(bills), tuple(rest), price_of)
+
+
+def _part(use: ModelUse, moving: Iterable[ModelUse]) -> ModelUse | None:
+    """What the calls that move used of one model on one tier; None: none of their tokens is known."""
+
+    def of(use: ModelUse) -> tuple[str, str, Tier | str | None, str]:
+        return use.provider, use.model, use.tier, use.operation
+
+    parts = [part for part in moving if of(part) == of(use)]
+    if not sum(map(_n_metered, parts)):
+        return None
+    return replace(
+        use,
+        n_calls=sum(part.n_calls for part in parts),
+        n_unmetered=sum(part.n_unmetered for part in parts),
+        usage=_sum(part.usage for part in parts),
+        n_reported=sum(part.n_reported for part in parts),
+        reported_usd=sum((part.reported_usd for part in parts), Decimal(0)),
+        failed_usage=_sum(part.failed_usage for part in parts),
+    )
+
+
+def _sum(usages: Iterable[Usage]) -> Usage:
+    return Usage(*map(sum, zip(*(astuple(usage) for usage in usages), strict=True)))
+
+
+def _n_metered(use: ModelUse) -> int:
+    return use.n_calls - use.n_unmetered
 
 
 # ----------------------------------------------------------------------------------------------------------- the tiers
@@ -169,72 +194,138 @@ def _tier(cost: _Cost, tier: Tier) -> Lever | None:
     also hold the list price against that: a contract may not reach the slower tier.
     """
     failed = Fraction(min(cost.facts.n_failed, cost.facts.n_calls), cost.facts.n_calls)
-    attempts = sum(failed**n for n in range(_ATTEMPTS))
-    shares, notes, basis, unknown = [], [], [], []
-    now_sum = new_sum = Fraction(0)
+    moves, unknown = list[_Move](), list[str]()
     for bill in cost.bills:
-        use = bill.line.use
-        if bill.line.tier is tier or bill.line.tier in _STAYS:
+        if bill.moves is None or bill.line.tier is tier or bill.line.tier in _STAYS:
             continue
-        target = cost.price_of(use.provider, use.model, tier)
+        target = cost.price_of(bill.moves.provider, bill.moves.model, tier)
         if isinstance(target, str):
             unknown.append(target)
-            continue
-        new, cold = cost.at(bill, target, use.usage), cost.at(bill, target, _cold(use.usage))
-        likely = 1 - new / bill.now
-        ends = [likely, 1 - max(new, cold) * attempts / bill.now, *_in_dollars(bill, new)]
-        shares.append((bill.month, Exact(cost.moved * min(ends), cost.moved * likely, cost.moved * max(ends))))
-        now_sum, new_sum = now_sum + bill.now, new_sum + new
-        basis += [f"now {bill.line.basis}", f"{tier.value} {target.source}, {target.as_of}"]
-        notes += _about_the_cache(bill, target, new, cold)
+        elif (move := _move(cost, bill, bill.moves, target)).now:
+            moves.append(move)
     unknown += [f"{line.use.provider}/{line.use.model}: its tokens or its price are not known" for line in cost.rest]
     title = f"Move to the {tier.value} tier"
-    if not shares:
+    if not moves:
         why = "; ".join(dict.fromkeys(unknown))
         return Lever(tier.value, title, None, Proof.UNCLEAR, why) if why and tier is Tier.BATCH else None
-    saves = _saves(shares)
+    saves = _saves((move.bill.month, move.saves(failed)) for move in moves)
     if saves == Range(0, 0, 0):
         return None
-    off = 1 - new_sum / now_sum
-    if off > 0:
-        share = f", for the {percent(cost.moved)} of calls that can wait" if cost.moved < 1 else ""
-        pays = f"worth it until {percent(off)} of its rows miss the window and are paid twice"
-        says = [f"{percent(off)} off what these tokens cost now{share}", pays, *notes]
-    else:
+    says = _says(cost, moves)
+    if _off(moves) <= 0:
         title = f"Stay: the {tier.value} tier is no cheaper here"
-        says = [f"these tokens cost {percent(-off)} more there" if off else "these tokens cost the same there", *notes]
     if failed:
         says.append(f"{percent(failed)} of calls failed: the low end pays for up to {_ATTEMPTS} attempts")
     if unknown:
         says.append(f"not counted: {'; '.join(dict.fromkeys(unknown))}")
+    basis = [
+        said
+        for move in moves
+        for said in (f"now {move.bill.line.basis}", f"{tier.value} {move.target.source}, {move.target.as_of}")
+    ]
     why, sources = "; ".join(says), "; ".join(dict.fromkeys(basis))
     if cost.verdict.needs is Needs.ASK or cost.verdict.proof is Proof.UNCLEAR:
         return _unclear(tier.value, title, saves, why, "the owner's word on who waits", sources)
-    return Lever(tier.value, title, saves, cost.verdict.proof, why, None, sources)
+    return Lever(tier.value, title, saves, cost.verdict.proof, why, None, sources, move=_moved(moves))
 
 
-def _about_the_cache(bill: _Bill, target: Price, new: Fraction, cold: Fraction) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """The calls of one bill that go to a slower tier: micros of their metered calls in the window."""
+
+    bill: _Bill
+    part: ModelUse
+    target: Price
+    now: Fraction
+    new: Fraction  # there, with the cache hits of now
+    cold: Fraction  # there, with none
+    useful: tuple[Fraction, Fraction]  # the same two of the calls that did not fail
+
+    def saves(self, failed: Fraction) -> Exact:
+        """As a share of the bill, where failed calls are sent again."""
+        attempts, bill = sum(failed**n for n in range(_ATTEMPTS)), self.bill.now
+        likely = (self.now - self.new) / bill
+        ends = [likely, (self.now - max(self.new, self.cold) * attempts) / bill]
+        if paid := self.paid:
+            ends.append(paid - self.in_dollars(self.new))
+        return Exact(min(ends), likely, max(ends))
+
+    @property
+    def paid(self) -> Fraction | None:
+        """What the log reports that these calls cost, as a share of the bill; None: it does not."""
+        use = self.bill.line.use
+        if self.bill.line.basis != REPORTED or not use.reported_usd:
+            return None
+        return Fraction(self.part.reported_usd) / Fraction(use.reported_usd)
+
+    def in_dollars(self, there: Fraction) -> Fraction:
+        """The list price there, as a share of what the bill is reported to be."""
+        paid = self.bill.line.paid
+        assert paid is not None
+        return there * self.part.n_calls / _n_metered(self.part) / paid.likely
+
+
+def _move(cost: _Cost, bill: _Bill, part: ModelUse, target: Price) -> _Move:
+    def at(price: Price, usage: Usage) -> Fraction:
+        return charge(price, usage, cost.facts.input_tokens, _n_metered(part)).likely
+
+    now, used, failed = min(at(bill.price, part.usage), bill.now), part.usage, part.failed_usage
+    useful = Usage(*(max(0, a - b) for a, b in zip(astuple(used), astuple(failed), strict=True)))
+    new = at(target, used), at(target, _cold(used))
+    return _Move(bill, part, target, now, *new, (at(target, useful), at(target, _cold(useful))))
+
+
+def _moved(moves: Sequence[_Move]) -> Moved:
+    """What moves, for a worksheet: there failures have a line of their own, so the calls that failed are left out here."""
+
+    def a_month(share: Callable[[_Move], Fraction]) -> Fraction:
+        return sum((move.bill.month.likely * share(move) for move in moves), Fraction(0))
+
+    now = a_month(lambda move: move.now / move.bill.now)
+    likely = a_month(lambda move: move.useful[0] / move.bill.now) / now
+    cold = a_month(lambda move: move.useful[1] / move.bill.now) / now
+    listed = a_month(lambda m: m.in_dollars(m.useful[0]) if m.paid else m.useful[0] / m.bill.now) / now
+    ends = [min(likely, cold, listed), likely, max(likely, cold, listed)]
+    return Moved(
+        sum((move.bill.month * flat(move.now / move.bill.now) for move in moves), NOTHING).rounded_up(),
+        *(Decimal(end.numerator) / end.denominator for end in ends),
+    )
+
+
+def _off(moves: Sequence[_Move]) -> Fraction:
+    """What is off the price of the tokens that move."""
+    return 1 - sum((move.new for move in moves), Fraction(0)) / sum((move.now for move in moves), Fraction(0))
+
+
+def _says(cost: _Cost, moves: Sequence[_Move]) -> list[str]:
+    """How much cheaper it is there, and what could erase that."""
+    off, notes = _off(moves), [note for move in moves for note in _about_the_cache(move)]
+    if off <= 0:
+        return [f"these tokens cost {percent(-off)} more there" if off else "these tokens cost the same there", *notes]
+    n_moved, n = sum(move.part.n_calls for move in moves), cost.facts.n_calls
+    share = (
+        f", for the {percent(Fraction(n_moved, n))} of calls that can wait"
+        if cost.verdict.needs is Needs.HYBRID
+        else ""
+    )
+    pays = f"worth it until {percent(off)} of its rows miss the window and are paid twice"
+    return [f"{percent(off)} off what these tokens cost now{share}", pays, *notes]
+
+
+def _about_the_cache(move: _Move) -> list[str]:
     """What reads from the cache change."""
-    usage = bill.line.use.usage
+    usage, target = move.part.usage, move.target
     if not usage.cached_input_tokens or not usage.input_tokens:
         return []
     said = f"{percent(Fraction(usage.cached_input_tokens, usage.input_tokens))} of input is read from the cache now"
     if target.cached_input is None:
         return [f"{said}, for which no {target.tier.value} rate is published: as input that is not cached"]
-    if bill.price.cached_input is not None and target.cached_input >= bill.price.cached_input:
+    if move.bill.price.cached_input is not None and target.cached_input >= move.bill.price.cached_input:
         said += f", which is no cheaper in {target.tier.value}"
-    if new < bill.now < cold:
-        needed = (cold - bill.now) / (cold - new)
+    if move.new < move.now < move.cold:
+        needed = (move.cold - move.now) / (move.cold - move.new)
         said += f": where fewer than {percent(needed)} of those reads hit the cache in {target.tier.value}, it loses"
     return [said]
-
-
-def _in_dollars(bill: _Bill, new: Fraction) -> list[Fraction]:
-    """The share saved if what the log reports is paid now, and the list price there."""
-    line = bill.line
-    if line.basis != REPORTED or line.paid is None or not line.paid.likely:
-        return []
-    return [1 - (new / bill.n_metered) / (line.paid.likely / line.use.n_calls)]
 
 
 # ------------------------------------------------------------------------------------------------------------ requests
@@ -257,7 +348,8 @@ def _dedupe(cost: _Cost, may_share: bool) -> Lever | None:
     title, saves = "Send equal requests once", _saves([(cost.month, _repeated(cost, repeats, n_saved))])
     one_answer = facts.n_sampled_hot == 0 or all(use.operation == "embeddings" for use in facts.models)
     if may_share or (one_answer and facts.n_users <= 1):
-        return Lever("dedupe", title, saves, Proof.PROVED if repeats.exact else Proof.LIKELY, "; ".join(says))
+        surely = repeats.exact and repeats.n_hashed >= _FEW
+        return Lever("dedupe", title, saves, Proof.PROVED if surely else Proof.LIKELY, "; ".join(says))
     says.append(f"{facts.n_users:,} users ask" if one_answer else "answers are sampled, so they may differ")
     return _unclear("dedupe", title, saves, "; ".join(says), "the owner's word that equal requests may have one answer")
 
@@ -344,8 +436,9 @@ def _gain(cost: _Cost, tokens: int, hits: Exact, tier: Tier | None = None) -> Ra
         use, parts = bill.line.use, [(bill.price, Fraction(1))]
         if tier is not None and bill.line.tier is not tier and bill.line.tier not in _STAYS:
             target = cost.price_of(use.provider, use.model, tier)
-            if isinstance(target, Price):
-                parts = [(bill.price, 1 - cost.moved), (target, cost.moved)]
+            if isinstance(target, Price) and bill.moves is not None:
+                moved = Fraction(_n_metered(bill.moves), bill.n_metered)
+                parts = [(bill.price, 1 - moved), (target, moved)]
         if use.operation != "embeddings" and any(price.cached_input is not None for price, _ in parts):
             ends = [
                 sum((part * _saved(cost, bill, price, tokens, hit) for price, part in parts), Fraction(0)) / bill.now
@@ -416,22 +509,34 @@ def _rounds(share: float) -> str:
 # ------------------------------------------------------------------------------------------------ models and machines
 
 
-def _smaller(cost: _Cost, smaller: Mapping[str, str]) -> Lever:
+def _smaller(cost: _Cost, smaller: Mapping[str, Smaller]) -> Lever:
+    """What the model that was measured beside this one would cost for the same tokens; its quality is the benchmark's word."""
     kind, title = "smaller model", "Use a smaller model"
-    needs = "evidence that it is good enough: `canwait benchmark plan`"
-    shares, found = [], []
+    shares, said, basis, benched = [], [], [], []
     for bill in cost.bills:
         use = bill.line.use
-        name = smaller.get(f"{use.provider}/{use.model}")
-        target = cost.price_of(use.provider, name, bill.line.tier) if name else ""
-        if isinstance(target, Price):
-            shares.append((bill.month, flat(max(Fraction(0), 1 - cost.at(bill, target, use.usage) / bill.now))))
-            found.append(target)
-    if not shares:
+        found = smaller.get(f"{use.provider}/{use.model}")
+        target = (
+            cost.price_of(found.provider, found.model, bill.line.tier)
+            if found and isinstance(bill.line.tier, Tier)
+            else ""
+        )
+        if found is None or isinstance(target, str):
+            continue
+        benched.append(found)
+        share = flat(max(Fraction(0), 1 - cost.at(bill, target, use.usage) / bill.now))
+        shares.append((bill.month, share if found.accepted else NOTHING))
+        said.append(
+            f"{found.provider}/{found.model} instead of {use.provider}/{use.model}, with as many tokens: {found.words}"
+        )
+        basis.append(f"{found.source}; {target.source}, {target.as_of}")
+    if not benched:
+        needs = "evidence that it is good enough: `canwait benchmark plan`, and its report in audit-decisions.yaml"
         return Lever(kind, title, None, Proof.UNCLEAR, "which smaller model would do here is not known", needs)
-    why = f"if {', '.join(dict.fromkeys(p.model for p in found))} answers as well, with as many tokens"
-    sources = "; ".join(dict.fromkeys(f"{p.source}, {p.as_of}" for p in found))
-    return _unclear(kind, title, _saves(shares), why, needs, sources)
+    why, sources = "; ".join(dict.fromkeys(said)), "; ".join(dict.fromkeys(basis))
+    if any(found.accepted for found in benched):
+        return Lever(kind, title, _saves(shares), Proof.LIKELY, why, None, sources)
+    return Lever(kind, title, None, Proof.UNCLEAR, why, "a benchmark that finds it good enough", sources)
 
 
 def _own_gpu(cost: _Cost) -> Lever | None:

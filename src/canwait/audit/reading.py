@@ -25,8 +25,9 @@ from .formats import FORMATS, Faults
 from .formats.plain import ALIASES, NAMES
 
 ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".log")  # of what a folder is searched for
-MAX_LINE_BYTES = 64 << 20  # one export request of a collector is a line; what is longer is no line
+MAX_LINE_BYTES = 16 << 20  # of an export request of a collector, or of a row of a table; what is longer is neither
 MAX_DOCUMENT_BYTES = 64 << 20  # a document is held as a whole, in about six times its size
+MAX_VALUES = 1_000_000  # objects and arrays of a line or a document: each takes many times its two characters
 N_LOOKED_AT = 10_000  # records, before a file is said to be no log
 N_BAD_KEPT = 5  # lines shown of a file
 
@@ -267,10 +268,12 @@ class Log:
     def _table(self, stream: BufferedReader, delimiter: str) -> Iterator[_Found]:
         """The rows of a CSV by the names of its columns."""
         csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
-        reader = csv.reader(_decoded(_physical(stream)), delimiter=delimiter, strict=True)
+        text = _Text(stream)
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
         header: list[str] = []
         while True:
             line = reader.line_num + 1
+            text.n_bytes = 0
             try:
                 row = next(reader, None)
             except csv.Error as error:
@@ -335,6 +338,9 @@ def _lines(lines: Iterator[bytes], first: int, *, array: bool = False) -> Iterat
             raw = raw.strip().removesuffix(b",")
             if raw == b"]":
                 continue
+        if len(raw) > MAX_VALUES and _n_values(raw) > MAX_VALUES:
+            yield number, _Bad(_TOO_MANY)
+            continue
         try:
             value = loads(raw)
         except orjson.JSONDecodeError as error:
@@ -361,12 +367,37 @@ def _physical(stream: BufferedReader) -> Iterator[bytes]:
         yield raw
 
 
-def _decoded(lines: Iterator[bytes]) -> Iterator[str]:
-    for number, raw in enumerate(lines):
-        yield (raw if number else raw.removeprefix(codecs.BOM_UTF8)).replace(b"\0", b"").decode(errors="replace")
+class _Text:
+    """The lines of a table as text. Raises csv.Error for a row that spans too many of them."""
+
+    def __init__(self, stream: BufferedReader) -> None:
+        self.n_bytes = 0  # since the row began
+        self._lines = _physical(stream)
+        self._mark = codecs.BOM_UTF8
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self.n_bytes > MAX_LINE_BYTES:
+            raise csv.Error(f"longer than {MAX_LINE_BYTES >> 20} MB")
+        raw, self._mark = next(self._lines).removeprefix(self._mark), b""
+        self.n_bytes += len(raw)
+        return raw.replace(b"\0", b"").decode(errors="replace")
+
+
+def _n_values(raw: bytes) -> int:
+    """Objects and arrays, at most."""
+    return raw.count(b"{") + raw.count(b"[")
+
+
+_TOO_MANY = f"holds more than {MAX_VALUES:,} objects and arrays: expected one record a line"
 
 
 def _parsed(document: bytes) -> Iterator[Mapping[str, Any] | _Bad]:
+    if len(document) > MAX_VALUES and _n_values(document) > MAX_VALUES:
+        yield _Bad(_TOO_MANY)
+        return
     try:
         value = orjson.loads(document)
     except orjson.JSONDecodeError as error:
@@ -401,6 +432,8 @@ def _listed(value: dict[str, Any]) -> list[Any] | None:
 
 
 def _is_json(text: bytes) -> bool:
+    if len(text) > MAX_VALUES and _n_values(text) > MAX_VALUES:
+        return True  # a line that is told to hold too many
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:

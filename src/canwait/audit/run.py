@@ -18,16 +18,17 @@ from .code import find_calls, reasons_of
 from .facts import SiteFacts
 from .findings import Audit, CodeSite, LogFile, Needs, Proof, Range, Site, Spend, Verdict
 from .gather import OTHER_SITES, Gatherer
-from .joining import join
+from .joining import join, possible
 from .levers import levers_of, proved_and_likely, together
 from .reading import Log, read_logs
+from .spans import Spans
 from .spend import Prices, Sized, aggregates, batch_share, percent, sized, spend_of
 from .verdict import Decision, contradicted, judge, span
 
 _CODE_ENDINGS = (".py", ".ipynb")
 _TIERS = {tier.value: tier for tier in Tier}
 _NOTHING = Range(0, 0, 0)
-_NO_SPEND = Spend(None, "", 0, 0, "found in code only: no log holds its calls")
+_NO_SPEND = Spend(None, "", 0, "found in code only: no log holds its calls")
 _MIXED = Verdict(Needs.ASK, Proof.UNCLEAR, (), None, 0.0, asks="By what name are these calls to be told apart?")
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 _DAY_S = 86_400
@@ -53,9 +54,9 @@ def audit(
     looked = {path: find_calls(path) for path in paths if path.is_dir() or path.suffix in _CODE_ENDINGS}
     code = {path: found for path, found in looked.items() if found.n_files}
     logs = [path for path in paths if path not in code]
-    gatherer, files = Gatherer(seed), list[LogFile]()
+    gatherer, files, spans = Gatherer(seed), list[LogFile](), Spans()
     # Calls go to the gatherer on the way to the buckets, so each log is read once.
-    sums = sized(_buckets(read_logs(logs, asked or Asked(), stdin), gatherer, files, since, progress), price_of)
+    sums = sized(_buckets(read_logs(logs, asked or Asked(), stdin), gatherer, files, spans, since, progress), price_of)
     sites = _sites(gatherer, [site for found in code.values() for site in found.sites], price_of, decisions or {})
 
     saved = [proved_and_likely(site.levers, site.spend) for site in sites]
@@ -75,7 +76,7 @@ def audit(
         not_movable=total.without(proved + likely),
         unpriced_calls=sum(site.spend.n_unpriced for site in sites),
         aggregates=aggregates(sums),
-        notes=tuple(_notes(gatherer, sites, unreadable, decisions or {}, sums=sums)),
+        notes=(*spans.notes(), *_notes(gatherer, sites, unreadable, decisions or {}, sums=sums)),
     )
 
 
@@ -96,17 +97,19 @@ def _buckets(
     logs: Iterable[Log],
     gatherer: Gatherer,
     files: list[LogFile],
+    spans: Spans,
     since: datetime | None,
     progress: Callable[[int], None],
 ) -> Iterator[Bucket]:
-    """The buckets of logs. Their calls are gathered, and `files` gets what became of each log."""
+    """The buckets of logs. Their calls are gathered, `files` gets what became of each log, and `spans` when it has calls."""
     since_us = None if since is None else round((since - _EPOCH) / _MICROSECOND)
     for log in logs:
-        n_repeated = 0
+        n_repeated, spanned = 0, spans.of(log)
         for item in log:
             if type(item) is Call:
                 if since_us is not None and item.start_us < since_us:
                     continue
+                spanned(item)
                 n_repeated += not gatherer.add(item)
                 if not gatherer.n_calls % 10_000:
                     progress(gatherer.n_calls)
@@ -119,14 +122,22 @@ def _sites(
     gatherer: Gatherer, code: Sequence[CodeSite], price_of: Prices, decisions: Mapping[str, Decision]
 ) -> list[Site]:
     """Every call site, dearest first; of unknown cost and of code only last."""
-    gathered = gatherer.facts()
-    joined = join(code, [facts.site for facts in gathered])
+    names = gatherer.names
+    joined, unsure = join(code, names), possible(code, names)
     logged = {site for sites in joined.values() for site in sites}
     window_s = ((gatherer.last_us or 0) - (gatherer.first_us or 0)) / 1e6
     sites = []
-    for facts in gathered:
+    for facts in gatherer.facts():
         spend = spend_of(facts, price_of, window_s, start_us=gatherer.first_us)
-        sites.append(_site(facts, spend, joined.get(facts.site, ()), price_of, decisions.get(facts.site)))
+        judged = _site(facts, spend, joined.get(facts.site, ()), price_of, decisions.get(facts.site))
+        if several := unsure.get(facts.site):
+            places = ", ".join(f"{code.file}:{code.line}" for code in several[:3])
+            more = f" or {len(several) - 3:,} more" if several[3:] else ""
+            warning = (
+                f"its name may mean {places}{more} in the code, so none of them says who waits: log the file and line"
+            )
+            judged = replace(judged, warnings=(*judged.warnings, warning))
+        sites.append(judged)
     for site in code:
         if site not in logged:
             name = f"{site.file}:{site.line}"
@@ -145,6 +156,7 @@ def _site(
         spend,
         price_of,
         may_share=decision is not None and decision.may_share,
+        smaller=decision.benchmark.smaller if decision and decision.benchmark else None,
         lints=[lint for c in code for lint in c.lints],
     )
     tiers = [lever for lever in levers if lever.kind in _TIERS and lever.proof is not Proof.UNCLEAR]

@@ -24,7 +24,8 @@ Prices = Callable[[str, str, Tier], Price | str]  # provider, model, tier -> the
 
 REPORTED = "reported by the log"
 
-_DAY_S, _WEEK_S, _MONTH_DAYS = 86_400, 604_800, 30
+_DAY_S, _DAY_US, _WEEK_S, _MONTH_DAYS = 86_400, 86_400_000_000, 604_800, 30
+_MOST_DAYS = 4_000  # of one bucket: what is longer is a clock that lies
 _WHOLE_WEEK_S = _WEEK_S * 98 // 100  # a week's log spans a little less, from its first call to its last
 _NEARLY_ALL = Fraction(95, 100)
 _WORTH_SAYING = Fraction(5, 100)  # by how much two figures of one thing may differ
@@ -62,7 +63,7 @@ class Line:
     """One model on one tier at a site, with what its calls of the window cost."""
 
     use: ModelUse
-    tier: Tier  # standard where the log does not say
+    tier: Tier | str  # standard where the log does not say
     price: Price | str
     priced: Fraction | None  # its metered calls at the price
     paid: Exact | None  # all its calls; None: neither tokens with a price nor a reported cost
@@ -81,13 +82,12 @@ def spend_of(facts: SiteFacts, price_of: Prices, window_s: float, *, start_us: i
     lines = lines_of(facts, price_of)
     known = [line.paid for line in lines if line.paid is not None]
     unknown = [line for line in lines if line.paid is None]
-    n_covered = sum(line.n_covered for line in lines)
-    n_missing = facts.n_calls - n_covered
+    n_missing = facts.n_calls - sum(line.n_covered for line in lines)
     scale, shape = _month(facts, window_s, start_us)
     why = [f"{_calls(line.use.n_calls)} of {_name(line.use)} are not in it: {line.basis}" for line in unknown]
     if scale is None or not known:
         why = [shape] if scale is None and shape else [f"{_name(line.use)}: {line.basis}" for line in unknown]
-        return Spend(None, "", 0, facts.n_calls, "; ".join(why) or "the log holds no call of it")
+        return Spend(None, "", facts.n_calls, "; ".join(why) or "the log holds no call of it")
     uncovered = n_missing - sum(line.use.n_calls for line in unknown)
     if uncovered > 0:
         why.append(f"{_calls(uncovered)} without tokens or cost: the high end counts them at the mean of the others")
@@ -97,7 +97,6 @@ def spend_of(facts: SiteFacts, price_of: Prices, window_s: float, *, start_us: i
     return Spend(
         (sum(known, NOTHING) * scale).rounded_up(),
         "; ".join(dict.fromkeys(line.basis for line in lines if line.paid is not None)),
-        n_covered,
         n_missing,
         "; ".join(why) or None,
         tuple(warnings),
@@ -155,7 +154,7 @@ class Sized:
 
     provider: str
     model: str
-    tier: Tier | None
+    tier: Tier | str | None
     month: Range | None
     n_calls: int
     why: str | None = None  # what is missing
@@ -163,22 +162,36 @@ class Sized:
 
 
 def sized(buckets: Iterable[Bucket], price_of: Prices) -> tuple[Sized, ...]:
-    """Spend summed per provider, model and tier, dearest first.
+    """Spend summed per provider, model and tier, dearest first; a month of each at the time its provider's sums cover.
 
-    A provider exports tokens and costs apart, about the same money: where costs of a provider are there, its buckets
-    without one are not counted.
+    A provider exports tokens and costs apart, about the same money: of the days of which its costs are there, its tokens
+    are not counted.
     """
-    sums: dict[tuple[str, str, Tier | None, bool], Bucket] = {}
+    sums: dict[tuple[str, str, Tier | str | None, bool, int, int], Bucket] = {}  # of days, so that files may overlap
     for b in buckets:
-        key = b.provider, b.model, b.tier, b.cost_usd is not None
+        key = b.provider, b.model, b.tier, b.cost_usd is not None, b.start_us // _DAY_US, -(-b.end_us // _DAY_US)
         sums[key] = _joined(sums[key], b) if key in sums else replace(b, label="")
-    if not sums:
-        return ()
-    costed = {provider for provider, _, _, has_cost in sums if has_cost}
-    start_us, end_us = min(b.start_us for b in sums.values()), max(b.end_us for b in sums.values())
+    costed: dict[str, set[int]] = {}
+    covers: dict[str, tuple[int, int]] = {}
+    for (provider, _, _, has_cost, first_day, end_day), b in sums.items():
+        if has_cost:
+            costed.setdefault(provider, set()).update(range(first_day, min(end_day, first_day + _MOST_DAYS)))
+        start_us, end_us = covers.get(provider, (b.start_us, b.end_us))
+        covers[provider] = min(start_us, b.start_us), max(end_us, b.end_us)
+    parts: dict[tuple[str, str, Tier | str | None, bool, bool], list[tuple[Bucket, Fraction]]] = {}
+    for (provider, model, tier, has_cost, first_day, end_day), b in sums.items():
+        again = Fraction(0)  # the share of its days whose cost stands elsewhere
+        if not has_cost and end_day > first_day:
+            days = costed.get(provider, set())
+            n_days = min(end_day - first_day, _MOST_DAYS)
+            again = Fraction(sum(day in days for day in range(first_day, first_day + n_days)), n_days)
+        for counted, share in ((True, 1 - again), (False, again)):
+            if share:
+                parts.setdefault((provider, model, tier, has_cost, counted), []).append((b, share))
     found = []
-    for (provider, _, _, has_cost), b in sums.items():
-        found.append(_size(b, price_of, (end_us - start_us) / 1e6, has_cost or provider not in costed))
+    for (provider, *_, counted), of_days in parts.items():
+        start_us, end_us = covers[provider]
+        found.append(_size(of_days, price_of, (end_us - start_us) / 1e6, counted))
     return tuple(sorted(found, key=lambda s: (-(s.month.likely if s.month else 0), s.provider, s.model, str(s.tier))))
 
 
@@ -205,7 +218,7 @@ def batch_share(found: Iterable[Sized]) -> Fraction | None:
 def _line(use: ModelUse, price_of: Prices, inputs: Sample) -> Line:
     """A model's cost as far as the log covers it; calls that it does not cover come later."""
     tier = use.tier or Tier.STANDARD
-    price = price_of(use.provider, use.model, tier)
+    price = _price(price_of, use.provider, use.model, tier)
     n_metered = use.n_calls - use.n_unmetered
     priced = charge(price, use.usage, inputs, n_metered) if isinstance(price, Price) and n_metered > 0 else None
     likely = priced.likely if priced else None
@@ -222,6 +235,11 @@ def _line(use: ModelUse, price_of: Prices, inputs: Sample) -> Line:
         return Line(use, tier, price, likely, priced, n_metered, f"{price.source}, {price.as_of}{assumed}")
     why = price if isinstance(price, str) else "the log holds neither tokens nor cost"
     return Line(use, tier, price, None, None, 0, why)
+
+
+def _price(price_of: Prices, provider: str, model: str, tier: Tier | str) -> Price | str:
+    """Nobody publishes rates of a tier that is none of ours where prices are looked up, and no other's rates are its."""
+    return price_of(provider, model, tier) if isinstance(tier, Tier) else f"no price of the {tier} tier is known"
 
 
 def _with_the_missing(line: Line, answered: Fraction) -> Line:
@@ -318,16 +336,22 @@ def _joined(a: Bucket, b: Bucket) -> Bucket:
     )
 
 
-def _size(b: Bucket, price_of: Prices, window_s: float, counted: bool) -> Sized:
-    bill, why = _bill(b, price_of)
+def _size(of_days: Sequence[tuple[Bucket, Fraction]], price_of: Prices, window_s: float, counted: bool) -> Sized:
+    """Of buckets of one model and tier, each with the share of it that is meant."""
+    bills = [(_bill(b, price_of), share) for b, share in of_days]
+    known = [bill * share for (bill, _), share in bills if bill is not None]
+    why = next((why for (_, why), _ in bills if why), None)
     month = None
-    if bill is not None and window_s > 0:
+    if known and window_s > 0:
         plain = _MONTH_DAYS * _DAY_S / Fraction(window_s)
         least = plain if window_s >= _WHOLE_WEEK_S else min(plain, Fraction(_MONTH_DAYS, 7))
+        bill = sum(known, Fraction(0))
         month = Exact(bill * least, bill * plain, bill * plain).rounded_up()
-    elif bill is not None:
+    elif known:
         why = "it covers no time"
-    return Sized(b.provider, b.model, b.tier, month, b.n_calls or 0, why, counted)
+    b = of_days[0][0]
+    n_calls = round(sum((b.n_calls or 0) * share for b, share in of_days))
+    return Sized(b.provider, b.model, b.tier, month, n_calls, why, counted)
 
 
 def _bill(b: Bucket, price_of: Prices) -> tuple[Fraction | None, str | None]:
@@ -335,7 +359,7 @@ def _bill(b: Bucket, price_of: Prices) -> tuple[Fraction | None, str | None]:
         return Fraction(b.cost_usd) * 1_000_000, None
     if b.input_tokens is None and b.output_tokens is None:
         return None, "it holds neither tokens nor cost"
-    price = price_of(b.provider, b.model, b.tier or Tier.STANDARD)
+    price = _price(price_of, b.provider, b.model, b.tier or Tier.STANDARD)
     if isinstance(price, str):
         return None, price
     usage = Usage(b.input_tokens or 0, b.output_tokens or 0, b.cached_tokens or 0, b.cache_write_tokens or 0)

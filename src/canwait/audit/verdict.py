@@ -8,32 +8,32 @@ to the more urgent need. docs/audit.md holds the same table in words; a test kee
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
+from ..compare import at_least
 from ..types import Tier
 from .facts import Arrivals, Group, SiteFacts
-from .findings import Needs, Proof, Reason, Verdict
+from .findings import Needs, Proof, Reason, Smaller, Verdict
+from .triggers import BUILD, REQUEST, SCHEDULED, TASK, kind_of
 
 ENOUGH = 20  # calls; what fewer of them say is likely at most
 SHARE = 0.05  # of the calls: fewer are exceptions
+NEARLY_ALL = 0.95
 MINUTE_S, HOUR_S = 60, 3600
 
-_SCHEDULED = frozenset(
-    "cron crontab schedule scheduled scheduler timer interval nightly hourly daily weekly monthly "
-    "airflow dagster prefect dag backfill batch".split()
-)
-_REQUEST = frozenset(
-    "http https request api web websocket ws rpc grpc user chat ui interactive click message slack voice "
-    "autocomplete".split()
-)
-_BUILD = frozenset(
-    "ci push pull pull_request pull-request merge merge_request merge-request commit build deploy release webhook".split()
-)
+_SURE = 0.99  # that of many answers few are used soon, when some of them tell
 _URGENCY = (Needs.SYNC, Needs.NEAR_REAL_TIME, Needs.HYBRID, Needs.BATCH)
 _Found = tuple[int, str] | None  # the calls that say so, and what they say
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmarked:
+    """What a benchmark found of smaller models."""
+
+    file: str  # as the decisions file names it
+    smaller: Mapping[str, Smaller]  # by the larger one: "provider/model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Decision:
     reason: str | None = None
     date: date | None = None
     may_share: bool = False  # equal requests may have one answer
+    benchmark: Benchmarked | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,12 @@ def judge(facts: SiteFacts | None, code: Sequence[Reason] = (), decision: Decisi
             proof = Proof.LIKELY
         reasons = (Reason("owner", needs, proof, _words_of(decision), n_calls), *reasons)
     movable = {Needs.BATCH: 1.0, Needs.NEAR_REAL_TIME: 1.0}.get(needs, 0.0)
+    moves: tuple[Group, ...] = ()
     if needs is Needs.HYBRID and facts is not None:
-        movable = _movable(facts)
+        moves = _movable(facts)
+        movable = sum(group.n_calls for group in moves) / facts.n_calls
     asks = _question(facts, reasons) if needs is Needs.ASK else None
-    return Verdict(needs, proof, reasons, None, movable, decision is not None, asks)
+    return Verdict(needs, proof, reasons, None, movable, decision is not None, asks, moves)
 
 
 def contradicted(verdict: Verdict) -> str | None:
@@ -127,6 +130,8 @@ def _question(facts: SiteFacts | None, reasons: Sequence[Reason]) -> str:
         return "Who reads these answers, and how long after the call? The log does not say."
     if asked.kind == "first use":
         return f"{asked.text[0].upper()}{asked.text[1:]}: may all of them be late, or what tells the two kinds apart?"
+    if asked.kind == "schedule":
+        return f"{asked.text[0].upper()}{asked.text[1:]}: how far apart do its runs begin?"
     if asked.kind == "clock":
         return f"{asked.text[0].upper()}{asked.text[1:]}: is one of the two clocks in another time zone?"
     return f"{asked.text[0].upper()}{asked.text[1:]}: does anybody wait for the answers, and for how long?"
@@ -137,75 +142,115 @@ def _question(facts: SiteFacts | None, reasons: Sequence[Reason]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """When the answers of some calls were first used."""
+    """When the answers of some calls were first used. What was not used within an hour of its call's start, and of which
+    nobody knows when the answer was there, may have been used at once, or hours later: it speaks for neither."""
 
     n_calls: int
-    n: int  # that the log knows of
-    minute: float  # shares of these, used within
+    n: int  # whose first use the log holds
+    n_late: int  # of these: surely used more than an hour after the answer
+    minute: float  # shares of `n`: surely used within
     quarter: float
     hour: float
+    open_hour: float  # used within an hour of the start, perhaps at once
+
+    @property
+    def soon(self) -> float:
+        """Used within the hour, how soon ever."""
+        return self.hour + self.open_hour
 
     @property
     def is_late(self) -> bool:
-        return self.n > 0 and self.hour <= SHARE
+        return self.n_late > 0 and self.soon <= SHARE
 
     @property
     def is_split(self) -> bool:
-        """Some are used within the hour, many are not."""
-        return self.hour > SHARE and 1 - self.hour >= 4 * SHARE
+        """Some are used within the hour, many may not be."""
+        return self.soon > SHARE and 1 - self.soon >= 4 * SHARE
+
+    @property
+    def tells(self) -> bool:
+        """Whether enough is known to say who waits; less may come from few who are unlike the rest."""
+        return self.n >= ENOUGH or 2 * self.n >= self.n_calls
+
+    @property
+    def is_at_once(self) -> bool:
+        return self.tells and self.minute > SHARE and not self.is_split
+
+    @property
+    def is_soon(self) -> bool:
+        return self.tells and self.minute <= SHARE < self.hour and self.open_hour <= SHARE and not self.is_split
 
 
 def _use_of(groups: Iterable[Group]) -> _Use:
     groups = list(groups)
-    n = sum(g.n_used for g in groups)
+    n_used, n_hour = sum(g.n_used for g in groups), sum(g.n_within_hour for g in groups)
+    n = n_used + sum(g.n_open for g in groups)
     per = max(1, n)
     return _Use(
         sum(g.n_calls for g in groups),
         n,
+        n_used - n_hour,
         sum(g.n_within_minute for g in groups) / per,
         sum(g.n_within_quarter for g in groups) / per,
-        sum(g.n_within_hour for g in groups) / per,
+        n_hour / per,
+        sum(g.n_open_within_hour for g in groups) / per,
     )
 
 
 def _used_at_once(facts: SiteFacts) -> _Found:
     use = _use_of(facts.groups)
-    if use.n and use.minute > SHARE and not use.is_split:
+    if use.is_at_once:
         return use.n, f"{_percent(use.minute)} of answers are used within a minute (p50 {_use_at(facts, 0.5)})"
     return None
 
 
 def _used_soon(facts: SiteFacts) -> _Found:
     use = _use_of(facts.groups)
-    if use.n and use.minute <= SHARE < use.hour and not use.is_split:
+    if use.is_soon:
         return use.n, f"answers are used after {_use_at(facts, 0.05)} (p5), half of them within {_use_at(facts, 0.5)}"
     return None
 
 
 def _used_soon_or_late(facts: SiteFacts) -> _Found:
     use = _use_of(facts.groups)
-    if not use.n or not use.is_split:
+    if use.soon <= SHARE or use.is_at_once or use.is_soon:
         return None
-    for share, within in ((use.minute, "a minute"), (use.quarter, "15 minutes"), (use.hour, "an hour")):
+    if not use.tells:
+        return (
+            use.n,
+            f"of {use.n:,} of {use.n_calls:,} answers the first use is known, and {_percent(use.soon)} of it is soon",
+        )
+    if use.open_hour > SHARE:
+        return (
+            use.n,
+            f"{_percent(use.soon)} of answers are used within an hour, and how soon after they were there is not known",
+        )
+    for share, within in ((use.minute, "a minute"), (use.quarter, "15 minutes"), (use.soon, "an hour")):
         if share > SHARE:
             return use.n, (
-                f"{_percent(share)} of answers are used within {within}, {_percent(1 - use.hour)} after more than an hour"
+                f"{_percent(share)} of answers are used within {within}, {_percent(1 - use.soon)} after more than an hour"
             )
     return None
 
 
 def _used_late(facts: SiteFacts) -> _Found:
     use = _use_of(facts.groups)
-    if use.n * 2 >= use.n_calls and use.is_late and not _is_skewed(facts):
+    if use.n_late >= NEARLY_ALL * use.n_calls and use.n_late and not _is_skewed(facts):
         return use.n, f"answers are used {_use_at(facts, 0.05)} later (p5)"
     return None
 
 
 def _some_used_late(facts: SiteFacts) -> _Found:
+    """Whoever knows nothing of the others leaves them where they are."""
     use = _use_of(facts.groups)
-    if use.n >= ENOUGH and use.n_calls * SHARE <= use.n < use.n_calls / 2 and use.is_late and not _is_skewed(facts):
-        return use.n, f"answers are used {_use_at(facts, 0.05)} later (p5), as far as the log knows: {use.n:,} of them"
-    return None
+    if use.n_late < max(ENOUGH, SHARE * use.n_calls) or _is_skewed(facts):
+        return None
+    if at_least(use.n_late, use.n, sure=_SURE) < 1 - SHARE:
+        return None
+    return (
+        use.n_late,
+        f"{use.n_late:,} answers are known to be used {_use_at(facts, 0.05)} later (p5), few of them sooner",
+    )
 
 
 def _clock(facts: SiteFacts) -> _Found:
@@ -229,10 +274,11 @@ def _told_apart(facts: SiteFacts) -> _Found:
     part = _late_part(facts)
     if part is None:
         return None
-    field, late, soon = part
+    field, groups, soon = part
+    late = _use_of(groups)
     return late.n + soon.n, (
         f"`{field}` tells apart {_percent(late.n_calls / facts.n_calls)} of calls whose answers are used hours later "
-        f"and others of which {_percent(soon.hour)} are used within the hour"
+        f"and others of which {_percent(soon.soon)} are used within the hour"
     )
 
 
@@ -243,18 +289,19 @@ _FIELDS: tuple[tuple[str, Callable[[Group], object]], ...] = (
 )
 
 
-def _late_part(facts: SiteFacts) -> tuple[str, _Use, _Use] | None:
-    """The field that tells the calls that can wait from the others, and when the answers of both are used."""
+def _late_part(facts: SiteFacts) -> tuple[str, tuple[Group, ...], _Use] | None:
+    """The field that tells the calls that can wait from the others; of these, those that are known to; and when the answers of
+    the others are used."""
     if not _use_of(facts.groups).is_split or facts.n_clock_skew > 0.01 * facts.n_calls:
         return None
     for field, value_of in _FIELDS:
         parts = {
             value: _use_of(g for g in facts.groups if value_of(g) == value) for value in map(value_of, facts.groups)
         }
-        late = {v for v, use in parts.items() if use.n >= ENOUGH and use.n * 2 >= use.n_calls and use.is_late}
+        late = {v for v, use in parts.items() if use.n_late >= max(ENOUGH, NEARLY_ALL * use.n_calls)}
         soon = _use_of(g for g in facts.groups if value_of(g) not in late)
-        if late and soon.n >= ENOUGH and not soon.is_split and soon.hour > SHARE:
-            return field, _use_of(g for g in facts.groups if value_of(g) in late), soon
+        if late and soon.n >= ENOUGH and not soon.is_split and soon.soon > SHARE:
+            return field, tuple(g for g in facts.groups if value_of(g) in late and g.late), soon
     return None
 
 
@@ -304,37 +351,45 @@ def _users(facts: SiteFacts) -> _Found:
 # ------------------------------------------------------------------------------------- what started it, what was declared
 
 
-def _triggered_by(facts: SiteFacts, words: frozenset[str]) -> int:
-    return sum(n for trigger, n in facts.triggers.items() if _class_of(trigger) is words)
-
-
-def _class_of(trigger: str) -> frozenset[str] | None:
-    words = set(re.findall("(?:pull|merge).?request|[a-z]+", trigger[:200].lower()))
-    return next((known for known in (_REQUEST, _BUILD, _SCHEDULED) if words & known), None)
+def _triggered_by(facts: SiteFacts, *kinds: frozenset[str]) -> int:
+    return sum(n for trigger, n in facts.triggers.items() if kind_of(trigger) in kinds)
 
 
 def _requested(facts: SiteFacts) -> _Found:
-    n = _triggered_by(facts, _REQUEST)
+    n = _triggered_by(facts, REQUEST)
     return (n, f"a request started {_percent(n / facts.n_calls)} of calls") if n > SHARE * facts.n_calls else None
 
 
 def _built(facts: SiteFacts) -> _Found:
-    n = _triggered_by(facts, _BUILD)
+    n = _triggered_by(facts, BUILD)
     text = f"a build or an event that something waits on started {_percent(n / facts.n_calls)} of calls"
     return (n, text) if n > SHARE * facts.n_calls else None
 
 
 def _is_rare(arrivals: Arrivals | None) -> bool:
-    """Whether there is an hour and more between the beginnings of runs, as far as one sees."""
+    """Whether runs begin an hour and more apart: several are seen, each is short, and calls fill it. Within a longer one, or
+    one that is mostly holes, a schedule may start again and again."""
+    return (
+        arrivals is not None
+        and not _is_often(arrivals)
+        and (arrivals.apart_s or 0) >= HOUR_S
+        and arrivals.run_s < HOUR_S
+        and arrivals.run_busy >= 0.5
+    )
+
+
+def _is_often(arrivals: Arrivals | None) -> bool:
+    """Whether calls come again within the hour, after pauses or all day."""
     if arrivals is None:
-        return True
-    if arrivals.period_s is not None:
-        return arrivals.period_s >= HOUR_S
-    return arrivals.n_busy <= 0.75 * arrivals.n_slots or arrivals.n_slots * arrivals.slot_s < 86_400
+        return False
+    begins = [s for s in (arrivals.apart_s, arrivals.period_s) if s is not None]
+    all_day = arrivals.n_busy > 0.75 * arrivals.n_slots and arrivals.n_slots * arrivals.slot_s >= 86_400
+    has_holes = arrivals.run_busy < 0.75 and arrivals.run_s >= HOUR_S
+    return min(begins, default=HOUR_S) < HOUR_S or has_holes or all_day
 
 
 def _scheduled(facts: SiteFacts) -> _Found:
-    n = _triggered_by(facts, _SCHEDULED)
+    n = _triggered_by(facts, SCHEDULED)
     if n < 0.99 * facts.n_calls or not _is_rare(facts.arrivals):
         return None
     every = facts.arrivals and facts.arrivals.period_s
@@ -344,24 +399,50 @@ def _scheduled(facts: SiteFacts) -> _Found:
 
 
 def _scheduled_often(facts: SiteFacts) -> _Found:
-    n = _triggered_by(facts, _SCHEDULED)
-    if n < 0.99 * facts.n_calls or _is_rare(facts.arrivals):
+    n = _triggered_by(facts, SCHEDULED, TASK)
+    if n < 0.99 * facts.n_calls or not _is_often(facts.arrivals):
         return None
     return n, "a schedule starts it again within the hour, so its answers are wanted before"
 
 
+def _task(facts: SiteFacts) -> _Found:
+    n = _triggered_by(facts, SCHEDULED, TASK)
+    if n < 0.99 * facts.n_calls or not _triggered_by(facts, TASK) or not _is_rare(facts.arrivals):
+        return None
+    return n, "a workflow starts it an hour or more apart; whether a schedule starts that the log does not say"
+
+
+def _scheduled_somehow(facts: SiteFacts) -> _Found:
+    n = _triggered_by(facts, SCHEDULED, TASK)
+    if n < 0.99 * facts.n_calls or _is_rare(facts.arrivals) or _is_often(facts.arrivals):
+        return None
+    if facts.arrivals is None or facts.arrivals.apart_s is None:
+        why = "one run of it is seen"
+    else:
+        why = "it runs for hours" if facts.arrivals.run_s >= HOUR_S else "its calls are far apart"
+    return n, f"a schedule starts every call, and {why}, so how often it starts is not known"
+
+
 def _partly_scheduled(facts: SiteFacts) -> _Found:
-    n = _triggered_by(facts, _SCHEDULED)
+    n = _triggered_by(facts, SCHEDULED, TASK)
     known = sum(facts.triggers.values())
-    if SHARE * facts.n_calls <= n < 0.99 * facts.n_calls and known >= 0.95 * facts.n_calls and _is_rare(facts.arrivals):
+    told = SHARE * facts.n_calls <= n < 0.99 * facts.n_calls and known >= NEARLY_ALL * facts.n_calls
+    if told and _is_rare(facts.scheduled):
         return n, f"`trigger` tells apart {_percent(n / facts.n_calls)} of calls, which a schedule starts"
     return None
 
 
-def _movable(facts: SiteFacts) -> float:
+def _movable(facts: SiteFacts) -> tuple[Group, ...]:
+    """The calls of a hybrid that can wait."""
     if part := _late_part(facts):
-        return part[1].n_calls / facts.n_calls
-    return _triggered_by(facts, _SCHEDULED) / facts.n_calls if _partly_scheduled(facts) else 0.0
+        return part[1]
+    by_trigger, by_use = _partly_scheduled(facts) is not None, _some_used_late(facts) is not None
+    return tuple(
+        group
+        for group in facts.groups
+        if (by_use and group.late)
+        or (by_trigger and group.trigger is not None and kind_of(group.trigger) in (SCHEDULED, TASK))
+    )
 
 
 def _deadline(low_s: float, high_s: float) -> Callable[[SiteFacts], _Found]:
@@ -452,21 +533,17 @@ MATRIX: tuple[Row, ...] = (
     Row("code", "the code waits for some minutes", _N, _LIKELY, None),
     Row(
         "first use",
-        "some answers are used within the hour, at least 20 % later, and nothing tells them apart",
+        "over 5 % of answers are used within an hour, and nothing tells these from later ones, or how soon they are needed",
         *(_A, _UNCLEAR, _used_soon_or_late),
     ),
     Row("tier", "at least 95 % of calls are sent in batches now", _B, _PROVED, _already),
+    Row("first use", "95 % of all answers are known to be used more than an hour later", *(_B, _PROVED, _used_late)),
     Row(
-        "first use",
-        "95 % of answers are used more than an hour later, known of half the calls",
-        *(_B, _PROVED, _used_late),
+        "schedule",
+        "a schedule starts every call, in runs of less than an hour that begin an hour or more apart",
+        *(_B, _PROVED, _scheduled),
     ),
-    Row("schedule", "a schedule starts every call, an hour or more apart", _B, _PROVED, _scheduled),
-    Row(
-        "first use",
-        "95 % of answers are used more than an hour later, known of 5 % of calls",
-        *(_B, _LIKELY, _some_used_late),
-    ),
+    Row("schedule", "a workflow starts every call, in such runs", _B, _LIKELY, _task),
     Row("deadline", "half the calls and more declare an hour or more", _B, _LIKELY, _deadline(HOUR_S, float("inf"))),
     Row("code", "the code is a task of a schedule or a queue", _B, _LIKELY, None),
     Row("clock", "the log's clocks disagree, or answers are used exactly some half hours later", _A, _UNCLEAR, _clock),
@@ -475,6 +552,16 @@ MATRIX: tuple[Row, ...] = (
         "arrivals",
         "calls that do not stream fill a pool of workers for an hour and more, or run every few hours day and night",
         *(_B, _LIKELY, _batch_shaped),
+    ),
+    Row(
+        "first use",
+        "5 % of calls and more have answers known to be used more than an hour later, and surely few of them sooner",
+        *(_H, _LIKELY, _some_used_late),
+    ),
+    Row(
+        "schedule",
+        "a schedule starts every call, in runs so long, or so few, that how far apart they begin is not seen",
+        *(_A, _UNCLEAR, _scheduled_somehow),
     ),
     Row("code", "the code does not show who waits", _A, _UNCLEAR, None),
 )

@@ -6,7 +6,6 @@ Missing is never zero. A worksheet is filled from logs where they prove a figure
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 from ..document import Document, Fault, Unreadable, read_document
 from ..errors import Problem, SpecError
+from ..scalars import quoted, readable
 from .facts import Sample, SiteFacts
 from .findings import Range
 
@@ -89,6 +89,7 @@ class Unit(Enum):
     A_MONTH = "", {"/month": 1, "/day": 30, "/week": Decimal(30) / 7, "/year": Decimal(30) / 365}
     GB_MONTH = "", {"GB/month": 1, "MB/month": Decimal("1e-3"), "TB/month": 1000, "GB/day": 30, "GB": 1}
     SHARE = "", {"%": Decimal("0.01")}
+    TIMES = "", {"%": Decimal("0.01"), "x": 1}
     TIME = "", {"s": 1, "ms": Decimal("1e-3"), "min": 60, "h": 3600, "d": 86_400}
     COUNT = "", {"": 1, "calls": 1}
     WORDS = ("",)
@@ -132,6 +133,11 @@ INPUTS: Mapping[str, Input] = MappingProxyType(
             "realtime cost", Unit.USD_MONTH, "$1,100-1,300/month",
             "What do these calls cost a month on the tier they use now?", _TOKENS,
         ),
+        "batch_share": Input(
+            "batch cost", Unit.TIMES, "50-60 %",
+            "What share of the realtime cost would the same calls cost as batches, without what fails and is sent again?",
+            _TOKENS,
+        ),
         "warm_hours_avoided": Input(
             "warm hours avoided", Unit.HOURS_MONTH, "120-180 h/month",
             "How many replica-hours a month would no longer be kept warm (whole replicas, above the contract's minimum)?",
@@ -139,7 +145,7 @@ INPUTS: Mapping[str, Input] = MappingProxyType(
         ),
         "hour_price": Input("hour price", Unit.USD_HOUR, "$2.60/h", "What does one replica cost an hour?", _OWN),
         "batch_cost": Input(
-            "batch cost", Unit.USD_MONTH, "$550-650/month", "What would the same calls cost a month as batches?"
+            "batch cost", Unit.USD_MONTH, "$550-650/month", "What would the same calls cost a month as batches?", _OWN
         ),
         "failure_rate": Input(
             "failure rate", Unit.SHARE, "0.5-1-3 %", "What share of rows fails and is paid for again?"
@@ -162,6 +168,10 @@ INPUTS: Mapping[str, Input] = MappingProxyType(
             "missed deadlines", Unit.A_MONTH, "0-0.5-2 /month", "How often a month would results come too late?"
         ),
         "missed_cost": Input("cost of a miss", Unit.USD, "$50-400", "What does one late delivery cost?"),
+        "waiting_cost": Input(
+            "cost of waiting", Unit.USD_HOUR, "$0.50-2/h",
+            "What does it cost a month for each hour by which all answers come later?",
+        ),
         "operations_owner": Input("operations owner", Unit.WORDS, "data platform team", "Who looks after it?"),
         "fallback_path": Input(
             "fallback path", Unit.WORDS, "standard tier from 04:00 on", "What happens when a batch does not arrive?"
@@ -324,7 +334,7 @@ def from_facts(
     rate, late = found["failure_rate"], found.get("timeout_rate")
     if isinstance(rate, Stated) and isinstance(late, Stated) and rate.high + late.high >= 1:
         found["failure_rate"] = _missing("failure_rate", f"{facts.n_calls:,} calls do not tell it")
-    return Worksheet(_readable(facts.site), case, found)
+    return Worksheet(readable(facts.site), case, found)
 
 
 def _failure_rate(facts: SiteFacts, source: str, as_of: date) -> Entry:
@@ -365,11 +375,6 @@ def _mean(sample: Sample) -> float:
 
 def _missing(name: str, why: str) -> Missing:
     return Missing(why, INPUTS[name].ask)
-
-
-def _readable(text: str) -> str:
-    """Text from a log as text that every file can hold."""
-    return re.sub("[\0\ud800-\udfff]", "\ufffd", text)
 
 
 # -------------------------------------------------------------------------------------------------------- as a file
@@ -523,7 +528,7 @@ def write_yaml(worksheet: Worksheet) -> str:
     lines = [
         "# What moving this call site rests on. State what is missing: a figure with its unit, a range low-high, or",
         "# low-likely-high; `source` and `as_of` once at the top hold for all inputs that have none of their own.",
-        f"site: {_quoted(worksheet.site)}",
+        f"site: {quoted(worksheet.site)}",
         f"case: {worksheet.case.value}",
         "inputs:",
     ]
@@ -531,12 +536,12 @@ def write_yaml(worksheet: Worksheet) -> str:
         line = INPUTS[name]
         lines.append(f"  # {line.ask} For example: {line.example}")
         if isinstance(entry, Missing):
-            ask = "" if entry.ask == line.ask else f", ask: {_quoted(entry.ask)}"
-            lines.append(f"  {name}: {{missing: {_quoted(entry.why)}{ask}}}")
+            ask = "" if entry.ask == line.ask else f", ask: {quoted(entry.ask)}"
+            lines.append(f"  {name}: {{missing: {quoted(entry.why)}{ask}}}")
         else:
             text = entry.text if isinstance(entry, Told) else _figure(entry, line.unit)
-            known = f"source: {_quoted(entry.source)}, as_of: {entry.as_of}"
-            lines.append(f"  {name}: {{value: {_quoted(text)}, {known}}}")
+            known = f"source: {quoted(entry.source)}, as_of: {entry.as_of}"
+            lines.append(f"  {name}: {{value: {quoted(text)}, {known}}}")
     return "\n".join(lines) + "\n"
 
 
@@ -567,11 +572,6 @@ def _figure(entry: Stated, unit: Unit) -> str:
 
 
 _UNPRINTABLE = re.compile("[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
-
-
-def _quoted(text: str) -> str:
-    """A double-quoted scalar, on one line, whatever the text."""
-    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(_readable(text), ensure_ascii=False))
 
 
 def _cell(text: str) -> str:

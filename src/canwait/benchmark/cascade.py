@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import groupby
 from math import inf, isnan
 
@@ -24,7 +25,7 @@ class Cascade:
 
     escalated: float  # share of rows that the large model answers too
     accuracy: float
-    cost: float  # in the unit of the costs that went in
+    cost: Decimal  # in the unit of the costs that went in
 
 
 def expected(
@@ -33,15 +34,16 @@ def expected(
     specificity: float,
     *,
     escalated_accuracy: float,
-    small: float,
-    large: float,
-    verifier: float = 0.0,
+    small: Decimal,
+    large: Decimal,
+    verifier: Decimal = Decimal(0),
 ) -> Cascade:
     """accuracy: of the small model. sensitivity: share of its wrong answers that the verifier stops; specificity: share of
     its right ones that it lets pass. escalated_accuracy: of the large model, on the rows that reach it. Costs a row."""
     escalated = (1 - accuracy) * sensitivity + accuracy * (1 - specificity)
     kept_right = accuracy * specificity
-    return Cascade(escalated, kept_right + escalated * escalated_accuracy, small + verifier + escalated * large)
+    cost = small + verifier + Decimal(repr(escalated)) * large
+    return Cascade(escalated, kept_right + escalated * escalated_accuracy, cost)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import views
-from ..compare import rows_needed
+from ..compare import power, rows_needed
 from ..errors import Problem, SpecError
 from ..price import format_usd
 from ..render import did_you_mean
+from ..scalars import quoted
 from ..spec import parse_model
 from ..turnaround import batches_needed
 from ..types import Job, Plan, Tier
@@ -224,6 +224,8 @@ def _sample(b: Benchmark, drawn: Drawn, seed: int, discordant: Decimal, wanted: 
         yield f"left out: {drawn.n_unusable:,} rows that cannot become requests"
     if n < wanted:
         yield f"{wanted:,} were wanted: there are no more, so the report may say that they are not enough to tell"
+        tells = power(n, float(b.margin), float(discordant))
+        yield f"with so many an equally good one passes {tells:.0%} of the time, if {_percent(discordant)} are right in one only"
     else:
         yield f"enough at this margin if at most {_percent(discordant)} of them are right in one arm only: a guess,"
         yield "and the report says what was seen"
@@ -238,11 +240,8 @@ def _planned(plans: Sequence[Plan]) -> str:
 
 
 def _y(value: str | None) -> str:
-    """Text as YAML: JSON's escapes, but no pairs of surrogates, which are two characters there."""
-    if value is None:
-        return "null"
-    quoted = json.dumps(value, ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
+    """Text as YAML."""
+    return "null" if value is None else quoted(value)
 
 
 def _comment(text: str) -> str:

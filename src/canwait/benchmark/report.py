@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -24,9 +24,9 @@ from ..load import answers
 from ..render import key_text
 from ..turnaround import Bound, Seen, next_batch, survival
 from ..types import BatchStatus, Job, ShardState, Tier
-from .cascade import Threshold, choose_threshold
+from .cascade import Threshold, choose_threshold, expected
 from .plan import Arm, Benchmark, Gold
-from .run import Started, failed_surely, handles
+from .run import Started, counted, fails_surely, handles
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +82,7 @@ class Money:
 class Right:
     """How many answers are right, by the gold labels; a row without a usable answer is not."""
 
-    n: int  # rows that have ended
+    n: int  # rows that have ended, but for cancelled ones and those that never came back
     right: int
     share: float
     interval: Interval
@@ -95,7 +95,8 @@ class ArmReport:
     arm: str
     model: str
     rows: int
-    ended: int
+    ended: int  # with an answer, or with a failure of their own
+    left_out: int  # ended otherwise: cancelled, or never returned; they say nothing of the arm
     ok: int
     causes: Mapping[str, int]  # of rows without a usable answer
     stopped: bool  # surely more than the plan allows has failed
@@ -135,6 +136,9 @@ class CascadeReport:
     small: str
     large: str
     threshold: Threshold
+    right: float | None  # share of the labelled rows that it gets right; None: nothing was chosen
+    caught: float | None  # of the small one's wrong answers, escalated
+    passed: float | None  # of its right ones, kept
     row_cost_micros: Decimal | None
     against_large: Decimal | None  # its cost / that of the large model alone
 
@@ -165,8 +169,11 @@ def report(client: Client, benchmark: Benchmark, job: Job, table: pa.Table) -> R
         if one.handle.name in known:
             opened[one.run.arm].append(one)
     labels = _Labels(benchmark, job, table)
-    said = {arm: _answers(started) for arm, started in opened.items()}
-    arms = tuple(_arm(client, benchmark, arm, opened[arm], said[arm], labels, table.num_rows) for arm in benchmark.arms)
+    answered = {arm: _answers(started) for arm, started in opened.items()}
+    said = {arm: values for arm, (values, _) in answered.items()}
+    arms = tuple(
+        _arm(client, benchmark, arm, opened[arm], *answered[arm], labels, table.num_rows) for arm in benchmark.arms
+    )
     held = next((b for b in views.budgets(client.ledger) if b.id == f"project:{benchmark.owner}"), None)
     return Report(
         name=benchmark.name,
@@ -189,8 +196,21 @@ def report(client: Client, benchmark: Benchmark, job: Job, table: pa.Table) -> R
 _Said = Mapping[str, Any]  # by key: the answer's value; None: ended without a usable one
 
 
-def _answers(started: Sequence[Started]) -> dict[str, Any]:
-    return {row.key: None if isinstance(row, Failed) else row.value for one in started for row in one.handle.rows()}
+_LEFT_OUT = frozenset({"cancelled", "missing"})  # outcomes
+
+
+def _answers(started: Sequence[Started]) -> tuple[_Said, Counter[str]]:
+    """What was answered, and why rows have no usable answer."""
+    said: dict[str, Any] = {}
+    causes: Counter[str] = Counter()
+    for one in started:
+        for row in one.handle.rows():
+            if not isinstance(row, Failed):
+                said[row.key] = row.value
+            elif row.outcome not in _LEFT_OUT:
+                said[row.key] = None
+                causes[row.cause or "unknown"] += 1
+    return said, causes
 
 
 class _Labels:
@@ -242,14 +262,18 @@ def _canonical(value: Any) -> object:
 
 
 def _arm(
-    client: Client, benchmark: Benchmark, arm: Arm, started: Sequence[Started], said: _Said, labels: _Labels, rows: int
+    client: Client,
+    benchmark: Benchmark,
+    arm: Arm,
+    started: Sequence[Started],
+    said: _Said,
+    causes: Counter[str],
+    labels: _Labels,
+    rows: int,
 ) -> ArmReport:
     found = [one.handle.figures() for one in started]
-    causes: Counter[str] = Counter()
-    for one in started:
-        causes.update(views.causes(client.ledger, client.blobs, one.handle.name))
-    surely, _, _ = failed_surely(found)
-    ok, ended = sum(f.ok for f in found), sum(f.rows - f.pending for f in found)
+    ok, failed, left_out = counted(found)
+    ended = ok + failed
     right = None
     if labels.gold is not None and said:
         k = sum(labels.right(key, value) for key, value in said.items())
@@ -262,9 +286,10 @@ def _arm(
         model=f"{provider}/{model}",
         rows=rows,
         ended=ended,
+        left_out=left_out,
         ok=ok,
         causes=dict(causes),
-        stopped=surely > benchmark.stop_failed,
+        stopped=fails_surely(found, benchmark.stop_failed),
         edited=any(client.ledger.job(one.handle.name)["revision"] > 1 for one in started),
         turnaround=_turnaround(client, started),
         money=money,
@@ -332,7 +357,7 @@ def _money(
     price = price_from_json(bodies[0]["price"]) if bodies else None
     confirmed = sum(f.confirmed_micros for f in found)
     expected = sum(f.expected_micros for f in found)
-    ended, rows = sum(f.rows - f.pending for f in found), sum(f.rows for f in found)
+    ended, rows = sum(counted(found)[:2]), sum(f.rows for f in found)
     invoiced = benchmark.billed_micros.get(str(arm))
     bills = [cost for one in started for cost in _row_bills(client, one)]
     mean, sd = _spread(bills)
@@ -431,18 +456,31 @@ def _cascade(
         return None
     small, large = both[0]
     keys = [key for key in said[small] if key in said[large]]
-    threshold = choose_threshold(
-        [_score(said[small][key], aim.score) for key in keys],
-        [labels.right(key, said[small][key]) for key in keys],
-        [labels.right(key, said[large][key]) for key in keys],
-        float(aim.loss),
-        float(1 - aim.sure),
-    )
+    scores = [_score(said[small][key], aim.score) for key in keys]
+    small_ok, large_ok = ([labels.right(key, said[arm][key]) for key in keys] for arm in (small, large))
+    threshold = choose_threshold(scores, small_ok, large_ok, float(aim.loss), float(1 - aim.sure))
     each = [_ratio(arms[str(arm)].money.confirmed_micros, arms[str(arm)].ended) for arm in (small, large)]
-    if each[0] is None or each[1] is None:
-        return CascadeReport(str(small), str(large), threshold, None, None)
-    cost = (each[0] + Decimal(repr(1 - threshold.kept)) * each[1]).quantize(Decimal("0.001"))
-    return CascadeReport(str(small), str(large), threshold, cost, _ratio(cost, each[1]))
+    if threshold.score is None or each[0] is None or each[1] is None:
+        return CascadeReport(str(small), str(large), threshold, None, None, None, None, None)
+    asks = [score < threshold.score for score in scores]
+    caught = _share(ask for ask, ok in zip(asks, small_ok, strict=True) if not ok)
+    passed = _share(not ask for ask, ok in zip(asks, small_ok, strict=True) if ok)
+    found = expected(
+        _share(small_ok),
+        caught,
+        passed,
+        escalated_accuracy=_share(ok for ask, ok in zip(asks, large_ok, strict=True) if ask),
+        small=each[0],
+        large=each[1],
+    )
+    cost = found.cost.quantize(Decimal("0.001"))
+    return CascadeReport(str(small), str(large), threshold, found.accuracy, caught, passed, cost, _ratio(cost, each[1]))
+
+
+def _share(said: Iterable[bool]) -> float:
+    """Of truths; 0 of none."""
+    told = list(said)
+    return sum(told) / max(1, len(told))
 
 
 def _score(value: Any, name: str) -> float:
@@ -454,7 +492,7 @@ def _score(value: Any, name: str) -> float:
 
 
 def _finished(arm: ArmReport) -> bool:
-    return arm.ended == arm.rows or arm.stopped
+    return arm.ended + arm.left_out == arm.rows or arm.stopped
 
 
 def _notes(benchmark: Benchmark, arms: Sequence[ArmReport]) -> Iterator[str]:
@@ -472,6 +510,8 @@ def _notes(benchmark: Benchmark, arms: Sequence[ArmReport]) -> Iterator[str]:
     for arm in arms:
         if arm.edited:
             yield f"{arm.arm}: the plan was edited after it ran; its money includes what was paid before"
+        if arm.left_out:
+            yield f"{arm.arm}: {arm.left_out:,} rows were cancelled or never came back; they count neither as failed nor as wrong"
         if arm.stopped:
             yield f"{arm.arm} was stopped: surely more than {benchmark.stop_failed:.0%} of its rows fail"
         if arm.money.n_batch_bills_differ:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from .. import views
 from ..clock import from_us
-from ..compare import at_least
+from ..compare import surely_exceeds
 from ..errors import BudgetExceeded, HumanNeeded
 from ..price import format_usd
 from ..sources.frames import from_frame
@@ -89,11 +90,17 @@ def figures(client: Client, started: Sequence[Started]) -> Iterator[views.Figure
             yield one.handle.figures()
 
 
-def failed_surely(found: Sequence[views.Figures]) -> tuple[float, int, int]:
-    """What share of an arm's rows surely fails, and how many of those that ended did."""
-    ended = sum(f.rows - f.pending for f in found)
-    failed = sum(f.rows - f.pending - f.ok for f in found)
-    return at_least(failed, ended) if ended >= _FEW else 0.0, failed, ended
+def counted(found: Sequence[views.Figures]) -> tuple[int, int, int]:
+    """Rows with an answer, rows that failed, and rows that ended without either: cancelled, or never returned. The last say
+    nothing of an arm."""
+    ok, failed = sum(f.ok for f in found), sum(f.failed - f.cancelled for f in found)
+    return ok, failed, sum(f.rows - f.pending for f in found) - ok - failed
+
+
+def fails_surely(found: Sequence[views.Figures], share: Decimal) -> bool:
+    """Whether surely more than this share of an arm's rows fails, at every look since its first row."""
+    ok, failed, _ = counted(found)
+    return ok + failed >= _FEW and surely_exceeds(failed, ok + failed, float(share))
 
 
 def _afford(
@@ -173,8 +180,7 @@ class _Watcher:
         if arm in self.stopped:
             return
         found = list(figures(self._client, [one for one in self._started if one.run.arm == arm]))
-        surely, _, _ = failed_surely(found)
-        if surely > self._benchmark.stop_failed:
+        if fails_surely(found, self._benchmark.stop_failed):
             self.stopped.add(arm)
             for f in found:
                 if not f.finished and f.state is not JobState.CANCELLED:

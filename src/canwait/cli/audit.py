@@ -16,6 +16,7 @@ from ..errors import NotFound, Problem, SpecError
 from .face import Face, options
 
 if TYPE_CHECKING:
+    from ..audit.calls import Asked
     from ..audit.findings import Audit, Site
 
 _HERE = Path()
@@ -63,7 +64,7 @@ def audit(
     from ..audit.calls import Asked
     from ..audit.decisions import DECISIONS
     from ..audit.page import as_html
-    from ..audit.report import HIDE_BELOW, as_text, next_step, site_text, to_json
+    from ..audit.report import HIDE_BELOW, as_text, next_step, shown, site_text, to_json
     from ..audit.run import audit as audited
     from ..audit.run import prices_of
     from ..prices import find_overrides
@@ -98,23 +99,18 @@ def audit(
     else:
         text = as_text(found, hide_below=0 if every else HIDE_BELOW)
     if worksheet is not None and name is not None:
-        site, known = _site(found, name), {}
+        site, known = _site(found, name), dict[str, Any]()
         if slots is not None:
-            from ..audit.capacity import Replica
-            from ..audit.economics import warm_hours
-            from ..audit.warm import told, trace_of
-
-            since_us = None if since is None else round(since.timestamp() * 1e6)
-            trace, replica = trace_of(paths, asked, name, since_us), Replica(slots, at_least)
-            known["warm_hours_avoided"] = warm_hours(trace, replica, source=_source(found), as_of=now.date())
-            wait_s = decided[name].deadline_s if name in decided and decided[name].deadline_s else 86_400
-            text = "\n".join([text, *(f"  {line}" for line in told(trace, replica, wait_s))])
+            decision = decided.get(name)
+            wait_s = decision.deadline_s if decision and decision.deadline_s else 86_400
+            known, lines = _own_gpu(found, paths, asked, name, since, slots, at_least, wait_s)
+            text = "\n".join([text, *(f"  {line}" for line in lines)])
         _write(worksheet, _worksheet(found, site, now, known))
         face.note(f"wrote {worksheet}; what is missing in it is for its owner: canwait worth {worksheet} --ask")
     face.show("canwait.audit/1", value, text)
     face.note(f"wrote {output / 'audit.json'}, {output / 'audit.html'}")
     if name is None and (first := next_step(found.sites)):
-        face.note(f"next: canwait init --from-audit {_quoted(first)}")
+        face.note(f"next: canwait init --from-audit {_quoted(shown(first))}")
 
 
 @click.command()
@@ -129,7 +125,7 @@ def worth(face: Face, worksheet: Path, ask: bool, who: str, seed: int, output: P
     from random import Random
 
     from ..audit.economics import assess, words
-    from ..audit.worksheet import answered, questions, read_worksheet, write_markdown, write_yaml
+    from ..audit.worksheet import answered, one_line, questions, read_worksheet, write_markdown, write_yaml
     from ..codec import plain
 
     sheet = read_worksheet(worksheet)
@@ -167,9 +163,10 @@ def worth(face: Face, worksheet: Path, ask: bool, who: str, seed: int, output: P
             {"input": gap.name, "title": gap.title, "limit": None if gap.limit is None else str(gap.limit), "ask": gap.ask}
             for gap in found.gaps
         ],
+        "break_even_delay_h": None if found.delay_h is None else str(found.delay_h),
         "warnings": list(found.warnings),
     }  # fmt: skip
-    face.show("canwait.worth/1", value, "\n".join([found.site, *(f"  {line}" for line in lines)]))
+    face.show("canwait.worth/1", value, "\n".join([one_line(found.site), *(f"  {line}" for line in lines)]))
 
 
 def load_audit(file: Path) -> Mapping[str, Any]:
@@ -215,19 +212,36 @@ def _decisions(
     return decided
 
 
+def _own_gpu(
+    found: Audit, paths: tuple[Path, ...], asked: Asked, name: str, since: datetime | None, slots: int, at_least: int,
+    wait_s: int,
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """What the site's calls hold of own servers: an input of its worksheet, and it all in lines of text."""
+    from ..audit.capacity import Replica
+    from ..audit.economics import warm_hours
+    from ..audit.warm import told, trace_of
+
+    since_us = None if since is None else round(since.timestamp() * 1e6)
+    trace, replica = trace_of(paths, asked, name, since_us), Replica(slots, at_least)
+    hours = warm_hours(trace, replica, source=_source(found), as_of=found.made_at.date())
+    return {"warm_hours_avoided": hours}, told(trace, replica, wait_s)
+
+
 def _worksheet(found: Audit, site: Site, now: datetime, known: dict[str, Any]) -> str:
     """The worksheet of a site; with warm hours in `known` it is of own servers, else of a price per token."""
-    from ..audit.worksheet import Case, from_facts, usd, write_yaml
+    from ..audit.worksheet import Case, Stated, from_facts, usd, write_yaml
 
     if site.facts is None:
         raise SpecError([Problem("--worksheet", None, None, site.name, "stands in code only; no log holds its calls")])
     source, today, case = _source(found), now.date(), Case.OWN_GPU if known else Case.TOKENS
-    if site.spend.month and case is Case.TOKENS:
-        known["realtime_cost"] = usd(site.spend.month, site.spend.basis or source, today)
-    tier = next((lever for lever in site.levers if site.verdict.tier and lever.kind == site.verdict.tier.value), None)
-    if tier and tier.saves and site.spend.month:
-        rest = site.spend.month.without(tier.saves)
-        known["batch_cost"] = usd(rest, tier.basis or source, today)
+    if case is Case.TOKENS and site.spend.month:
+        tier = next(
+            (lever for lever in site.levers if site.verdict.tier and lever.kind == site.verdict.tier.value), None
+        )
+        moved = tier.move if tier else None
+        known["realtime_cost"] = usd(moved.month if moved else site.spend.month, site.spend.basis or source, today)
+        if tier and moved:
+            known["batch_share"] = Stated(moved.low, moved.likely, moved.high, tier.basis or source, today)
     return write_yaml(from_facts(site.facts, case, source=source, as_of=today, known=known))
 
 

@@ -17,9 +17,10 @@ from ..codec import plain
 from ..errors import Problem, SpecError
 from ..price import format_usd
 from .face import Face, money, options, printable, table, usd_option
-from .jobs import figures_json, opened, scenario_option, simulated
+from .jobs import opened, scenario_option, simulated, told
 
 if TYPE_CHECKING:
+    from ..benchmark.draft import Draft
     from ..benchmark.report import ArmReport, Comparison, Report
     from ..client import Client
     from ..turnaround import Bound
@@ -106,6 +107,11 @@ def plan(
         )  # fmt: skip
         made = draft(client, spec, asked, job=Path(os.path.relpath(job_file, target.parent)), rows=Path(rows_file.name))
     made.write(target, rows_file)
+    _drafted(face, made, target, rows_file, sim)
+
+
+def _drafted(face: Face, made: Draft, target: Path, rows_file: Path, sim: bool) -> None:
+    """Tell what was written."""
     b, n_rows = made.benchmark, made.drawn.table.num_rows
     arms = [
         (
@@ -171,7 +177,7 @@ def run(face: Face, file: Path, budget_usd: str | None, timeout: int | None, sim
         watch = _watch(face, client, f"{planned.name}.", len(planned.arms) * rows.num_rows)
         found = run_benchmark(client, planned, job, rows, approve=approve, until=until, watch=watch)
         made = report(client, planned, job, rows)
-        value = {"report": as_json(made), "jobs": [figures_json(f) for f in found]}
+        value = {"report": as_json(made), "jobs": [told(client, f)[0] for f in found]}
         face.show("canwait.benchmark_run/1", value, text_of(made))
         if not made.finished:
             face.note(f"not finished; it goes on:   canwait benchmark run {again}")
@@ -382,3 +388,8 @@ def _cascade(made: Report) -> Iterator[str]:
     yield f"  keep {found.small} where its score is {t.score:g} or more ({t.kept:.0%} of {t.n:,} rows), else {found.large}"
     sure = f"{1 - t.delta:.0%} sure that it loses at most {t.epsilon:.1%}"
     yield f"  {sure} (seen {t.loss:+.1%}, at most {t.upper:.1%}); {cost}{share}"
+    if found.right is not None:
+        yield (
+            f"  right on {found.right:.1%} of them: {found.caught:.0%} of the wrong answers of {found.small} are asked again,"
+            f" {found.passed:.0%} of its right ones are kept"
+        )

@@ -105,14 +105,16 @@ def _init_from_audit(
     else:
         rows, key, column = _new_file(target.with_suffix(".rows.jsonl")), "id", "text"
         prompt, texts = rows_of(found["read"], site, str(audit_file))
-        with replacing(rows) as file:
-            n_rows = write_rows(texts, file)
     text = job_text(
         draft, name=name, source=os.path.relpath(rows, target.parent), key=key, prompt=prompt,
         target=f"{name}.answers.parquet", audit=audit_file.name,
     )  # fmt: skip
     load_job(target, text)  # what is written can be planned
-    target.write_text(text, encoding="utf-8")
+    with replacing(target) as file:
+        file.write(text.encode())
+        if source is None:  # both files are there, or none
+            with replacing(rows) as beside:
+                n_rows = write_rows(texts, beside)
     wrote = f"wrote {target}" if n_rows is None else f"wrote {target}, and {n_rows:,} rows of the log to {rows}"
     value = {"job": str(target), "key": key, "column": column}
     face.show("canwait.init/1", value, f"{wrote}\nnext: canwait plan {target}")

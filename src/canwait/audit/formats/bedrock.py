@@ -107,14 +107,18 @@ def _metrics(made: Fields) -> Fields:
 
 def _counts(given: Fields, made: Fields, said: Counts) -> Counts:
     """The log's own counts, whose input is without the cache; what they lack, from the answer."""
-    counts = beside_cache(
-        count(given.get("inputTokenCount"), "inputTokenCount"),
-        count(given.get("cacheReadInputTokenCount"), "cacheReadInputTokenCount"),
-        count(given.get("cacheWriteInputTokenCount"), "cacheWriteInputTokenCount"),
-        count(made.get("outputTokenCount"), "outputTokenCount"),
-        said.reasoning,
-    )
-    return Counts(*(own if own is not None else other for own, other in zip(counts, said, strict=True)))
+
+    def own(place: Fields, name: str, otherwise: int | None) -> int | None:
+        found = count(place.get(name), name)
+        return otherwise if found is None else found
+
+    asked = count(given.get("inputTokenCount"), "inputTokenCount")
+    read = own(given, "cacheReadInputTokenCount", said.cached)
+    written = own(given, "cacheWriteInputTokenCount", said.cache_write)
+    output = own(made, "outputTokenCount", said.output)
+    if asked is None:
+        return Counts(said.input, read, written, output, said.reasoning)
+    return beside_cache(asked, read, written, output, said.reasoning)
 
 
 def _role(arn: str | None) -> str | None:

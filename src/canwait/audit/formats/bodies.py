@@ -59,7 +59,7 @@ class Asking(NamedTuple):
     tools: bool
     user: str | None
     session: str | None
-    tier: Tier | None
+    tier: Tier | str | None
     prompt: str | None
     operation: str
     tags: Fields
@@ -74,7 +74,7 @@ class Reply(NamedTuple):
     model: str | None
     counts: Counts
     finish_reason: str | None
-    tier: Tier | None
+    tier: Tier | str | None
     error: str | None
     failed: bool
 
@@ -217,12 +217,16 @@ def texts(value: object, nested: int = 0) -> Iterator[str]:
                 return
 
 
-def hash_of(request: object) -> bytes:
-    """16 bytes that two requests share when they are equal in every byte a model reads."""
+def hash_of(request: object) -> bytes | None:
+    """16 bytes that two requests share when they are equal in every byte a model reads; None: nested too deeply to tell."""
     try:
         return sha256(orjson.dumps(request, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).digest()[:16]
     except (TypeError, orjson.JSONEncodeError):
+        pass  # half a surrogate, a number beyond 64 bits; or a depth that repr does not stand either
+    try:
         return sha256(repr(request).encode(errors="replace")).digest()[:16]
+    except RecursionError:
+        return None
 
 
 def version_of(name: object, version: object) -> str | None:

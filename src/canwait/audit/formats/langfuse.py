@@ -1,7 +1,8 @@
 """Langfuse observations: pages of the API, JSONL, or the files of the blob export (snake case).
 
 Usage details are parts that exclude each other: Langfuse sums every key with "input" in it, and so do we. Where a total
-shows that an integration sent the cached part inside the input as well, the input is taken as it is.
+shows that an integration sent the cached part inside the input as well, the input is taken as it is: unless it is smaller than
+that part.
 """
 
 from __future__ import annotations
@@ -69,13 +70,10 @@ class Langfuse:
         held = json_of(record.get("input"))
         messages = held.get("messages", held) if type(held) is dict else held
         text = joined([messages])
-        counts = _counts(fields_of(get("usageDetails", "usage_details")), fields_of(record.get("usage")))
         failed = str(record.get("level")).upper() == "ERROR"
-        reason = _ERROR.search(str(get("statusMessage", "status_message"))[:500]) if failed else None
         said = declared(metadata, tags)
         model = first_named(record.get("model"), get("providedModelName", "provided_model_name")) or ""
-        heat = number(settings.get("temperature"))
-        limit = limit_of(settings.get("max_tokens", settings.get("max_completion_tokens", settings.get("maxTokens"))))
+        heat, limit = number(settings.get("temperature")), _limit(settings)
         yield Call(
             start_us,
             site_of(
@@ -94,13 +92,13 @@ class Langfuse:
             first_us,
             said.first_used_us,
             None,
-            *counts.called(operation),
+            *_counts(fields_of(get("usageDetails", "usage_details")), fields_of(record.get("usage"))).called(operation),
             limit,
             _cost(get("totalCost", "total_cost"), fields_of(get("costDetails", "cost_details"))),
             tier_of(settings.get("service_tier")),
             True if first_us is not None else flag(settings.get("stream")),
             failed,
-            first_named(reason[1]) if reason else None,
+            _error(get("statusMessage", "status_message")) if failed else None,
             None,
             heat,
             bool(held["tools"]) if type(held) is dict and "tools" in held else None,
@@ -113,6 +111,16 @@ class Langfuse:
             text,
             hash_of((model, heat, limit, held)) if text else None,
         )
+
+
+def _error(message: object) -> str | None:
+    """The type that a message names."""
+    found = _ERROR.search(str(message)[:500])
+    return first_named(found[1]) if found else None
+
+
+def _limit(settings: Fields) -> int | None:
+    return limit_of(settings.get("max_tokens", settings.get("max_completion_tokens", settings.get("maxTokens"))))
 
 
 def _counts(parts: Fields, before: Fields) -> Counts:
@@ -131,7 +139,7 @@ def _counts(parts: Fields, before: Fields) -> Counts:
     asked, output = sums.get("input", 0), sums.get("output", 0)
     beside, reasoning = sums.get("cached", 0) + sums.get("written", 0), sums.get("reasoning", 0)
     total = sums.get("total")
-    if beside and total not in (asked + output, asked + output + reasoning):
+    if beside > asked or (beside and total not in (asked + output, asked + output + reasoning)):
         asked += beside
     if reasoning and total not in (sums.get("input", 0) + output, asked + output):
         output += reasoning

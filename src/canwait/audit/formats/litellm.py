@@ -43,10 +43,7 @@ class LiteLLM:
         messages = json_of(record.get("messages"))
         text = joined([messages]) or (request.text if request else None)
         kind = first_named(record.get("call_type")) or ""
-        # A proxy without a first chunk stamps the end instead; for responses it does so for streams, too.
-        streamed = first_us is not None and end_us is not None and start_us <= first_us < end_us
-        plain = first_us is not None and first_us == end_us and "response" not in kind
-        counts = _counts(record, metadata)
+        streamed = _streamed(kind, start_us, first_us, end_us)
         error = fields_of(metadata.get("error_information"))
         failed = record.get("status") == "failure" or metadata.get("status") == "failure"
         provider = first_named(record.get("custom_llm_provider"))
@@ -71,13 +68,13 @@ class LiteLLM:
             first_us if streamed else None,
             said.first_used_us,
             None,
-            *counts,
+            *_counts(record, metadata),
             request.max_output_tokens if request else None,
             dollars(record.get("spend"), "spend"),
             tier_of(fields_of(metadata.get("usage_object")).get("service_tier"))
             or (request.tier if request else None)
             or (Tier.BATCH if "batch" in kind else None),
-            (request.stream if request else None) or (True if streamed else False if plain else None),
+            (request.stream if request else None) or streamed,
             failed,
             first_named(error.get("error_class"), error.get("error_code")) if failed else None,
             None,
@@ -92,6 +89,15 @@ class LiteLLM:
             text,
             request.text_hash if request and request.text_hash else hash_of((model, messages)) if text else None,
         )
+
+
+def _streamed(kind: str, start_us: int, first_us: int | None, end_us: int | None) -> bool | None:
+    """A proxy without a first chunk stamps the end instead; for responses it does so for streams, too."""
+    if first_us is None or end_us is None:
+        return None
+    if start_us <= first_us < end_us:
+        return True
+    return False if first_us == end_us and "response" not in kind else None
 
 
 def _counts(record: Fields, metadata: Fields) -> Counts:

@@ -78,6 +78,11 @@ _MESSAGES = ("gen_ai.system.message", "gen_ai.user.message", "gen_ai.assistant.m
 _STARTS = ("startTimeUnixNano", "start_time_unix_nano", "start_time", "startTime")
 _ENDS = ("endTimeUnixNano", "end_time_unix_nano", "end_time", "endTime")
 _FAILED = (2, "2", "STATUS_CODE_ERROR", "ERROR")
+_RUN_TYPES = {
+    "scheduled": "cron",
+    "backfill": "backfill",
+    "manual": "manual",
+}  # of a run of Airflow; by hand is no schedule
 MAX_NESTED = 32  # values inside values of an attribute
 
 
@@ -213,7 +218,7 @@ class _Seldom(NamedTuple):
     trigger: str | None = None
     first_token_us: int | None = None
     cost_usd: Decimal | None = None
-    tier: Tier | None = None
+    tier: Tier | str | None = None
     tools: bool | None = None
     user: str | None = None
     prompt: str | None = None
@@ -331,10 +336,13 @@ def _trigger(get: Any) -> str | None:
     """What started the work, where functions, clusters, pipelines, schedulers or queues say it."""
     if (kind := get("faas.trigger")) and kind != "other":
         return trigger_of(kind)
-    if get("faas.cron") or get("k8s.cronjob.name") or get("airflow.dag_run.run_type") == "scheduled":
+    if get("faas.cron") or get("k8s.cronjob.name"):
         return "cron"
-    if get("airflow.dag_id") or get("prefect.flow.name"):
-        return "dag"
+    run_type = get("airflow.dag_run.run_type")
+    if type(run_type) is str and run_type in _RUN_TYPES:
+        return _RUN_TYPES[run_type]
+    if run_type or get("airflow.dag_id") or get("prefect.flow.name"):
+        return "dag"  # which says that a task runs, and not what started it
     if get("cicd.pipeline.name"):
         return "ci"
     if get("messaging.system"):

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..calls import Asked, Call
-from .bodies import NONE, counts_of, hash_of, joined, operation_of, version_of, within_cache
+from .bodies import NONE, Counts, beside_cache, counts_of, hash_of, joined, operation_of, version_of, within_cache
 from .sites import declared, site_of, trigger_of
 from .values import (
     Fields,
@@ -79,7 +79,7 @@ NAMES: Mapping[str, Sequence[str]] = {
     "deadline_s": "deadline_s canwait_deadline_s deadline_seconds".split(),
     "prompt": "prompt_name prompt_id prompt_template".split(),
     "text": "text prompt messages prompt_text input_text".split(),
-    "text_hash": "text_hash prompt_hash request_hash input_hash".split(),
+    "text_hash": "text_hash request_hash".split(),  # of the whole request: a hash of a prompt alone is none
     # not fields of a Call, but some of them are made of these
     "latency_ms": "latency_ms duration_ms elapsed_ms request_duration_ms generation_time".split(),
     "latency_s": "latency_s duration_s latency_seconds duration_seconds elapsed_s".split(),
@@ -91,6 +91,11 @@ NAMES: Mapping[str, Sequence[str]] = {
 ALIASES = {"start_us": "start", "end_us": "end", "first_token_us": "first_token", "first_used_us": "first_used"}
 
 _MARKS = re.compile(r"[^a-z0-9]+")
+_BESIDE = frozenset({"cache_read_input_tokens", "cache_creation_input_tokens"})  # Anthropic's: not in its input_tokens
+_SAYS_BESIDE = frozenset(
+    {"", "anthropic", "bedrock"}
+)  # whoever else has such columns copied the names, not the meaning
+_COUNTS = ("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 _FAILURES = ("error", "failed", "failure", "timeout", "exception")
 _HEX = re.compile(r"[0-9a-fA-F]{32,128}\Z")
 
@@ -128,11 +133,15 @@ def _columns(header: tuple[str, ...], stated: tuple[tuple[str, str], ...]) -> Ma
     by_name: dict[str, str] = {}
     for column in header:
         if column not in taken and type(column) is str and len(column) <= 100:
-            by_name.setdefault(_MARKS.sub("_", column.lower()).strip("_"), column)
+            by_name.setdefault(_plain(column), column)
     for field, names in NAMES.items():
         if field not in found and (name := next((n for n in names if n in by_name), None)):
             found[field] = by_name[name]
     return found
+
+
+def _plain(column: str) -> str:
+    return _MARKS.sub("_", column.lower()).strip("_")
 
 
 def _call(record: Fields, columns: Mapping[str, str], asked: Asked) -> Call:
@@ -142,40 +151,27 @@ def _call(record: Fields, columns: Mapping[str, str], asked: Asked) -> Call:
         value = get(field)
         return None if value is None else when_us(value, columns[field])
 
-    def tokens(field: str) -> int | None:
-        value = get(field)
-        return None if value is None else count(value, columns[field])
-
     start_us = must_start(time("start"), columns.get("start", "time"))
     tags = _tags(get("tags"))
-    end_us, first_us = time("end"), time("first_token")
-    if end_us is None:
-        end_us = _later(start_us, get, "latency_ms", "latency_s")
-    if first_us is None:
-        first_us = _later(start_us, get, "first_token_ms")
-    usage = fields_of(get("usage"))
-    counts = counts_of(usage) if usage else NONE
-    if "input_tokens" in columns or "output_tokens" in columns:
-        names = ("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
-        counts = within_cache(*(tokens(name) for name in names))
-    failed, error = _failure(get)
     said = declared(tags, record)
+    failed, error = _failure(get)
     text = joined([json_of(get("text"))]) if "text" in columns else None
-    model = first_named(get("model")) or ""
+    model, provider = first_named(get("model")) or "", provider_of(get("provider")) or asked.provider
     operation = operation_of(get("operation")) if get("operation") else "embeddings" if "embed" in model else "chat"
+    max_output_tokens, deadline_s = get("max_output_tokens"), ahead_s(get("deadline_s"))
     return Call(
         start_us,
         site_of(asked, (record, tags), get("site"), get("prompt")),
         model,
-        provider_of(get("provider")) or asked.provider,
+        provider,
         operation,
         first_named(get("record_id")),
-        end_us,
-        first_us,
+        _later(start_us, get, "latency_ms", "latency_s") if (end_us := time("end")) is None else end_us,
+        _later(start_us, get, "first_token_ms") if (first_us := time("first_token")) is None else first_us,
         time("first_used") or said.first_used_us,
         first_named(get("model_served")),
-        *counts.called(operation),
-        tokens("max_output_tokens"),
+        *_counts(get, columns, provider).called(operation),
+        None if max_output_tokens is None else count(max_output_tokens, columns["max_output_tokens"]),
         dollars(get("cost_usd"), columns.get("cost_usd", "")),
         tier_of(get("tier")),
         flag(get("stream")),
@@ -188,11 +184,28 @@ def _call(record: Fields, columns: Mapping[str, str], asked: Asked) -> Call:
         first_named(get("session")),
         first_named(get("actor")),
         trigger_of(get("trigger")) or said.trigger,
-        said.deadline_s if (deadline_s := ahead_s(get("deadline_s"))) is None else deadline_s,
+        said.deadline_s if deadline_s is None else deadline_s,
         version_of(get("prompt"), record.get("prompt_version")),
         text,
         _hash(get("text_hash"), model, text),
     )
+
+
+def _counts(get: Callable[[str], Any], columns: Mapping[str, str], provider: str) -> Counts:
+    """The columns of counts, else those of a usage object."""
+    if "input_tokens" not in columns and "output_tokens" not in columns:
+        usage = fields_of(get("usage"))
+        return counts_of(usage) if usage else NONE
+    found = [None if (value := get(field)) is None else count(value, columns[field]) for field in _COUNTS]
+    return (beside_cache if provider in _SAYS_BESIDE and _is_beside(*map(columns.get, _COUNTS[:3])) else within_cache)(
+        *found
+    )
+
+
+@lru_cache(256)
+def _is_beside(asked: str | None, *caches: str | None) -> bool:
+    """Whether columns are named as Anthropic names its own: LiteLLM puts such beside prompt_tokens, which include them."""
+    return _plain(asked or "") == "input_tokens" and not _BESIDE.isdisjoint(_plain(c) for c in caches if c)
 
 
 def _later(start_us: int, get: Callable[[str], Any], ms: str, s: str = "") -> int | None:

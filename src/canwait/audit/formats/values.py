@@ -35,13 +35,15 @@ _FALSE = frozenset(("false", "f", "0", "no"))
 _TIERS: Mapping[str, Tier] = {
     "default": Tier.STANDARD,
     "standard": Tier.STANDARD,
+    "standard_only": Tier.STANDARD,
     "on_demand": Tier.STANDARD,
     "batch": Tier.BATCH,
     "batches": Tier.BATCH,
     "flex": Tier.FLEX,
     "background": Tier.BACKGROUND,
     "own": Tier.OWN,
-}  # what is not here (auto, priority, scale) is not one of our tiers
+}  # what is not here (priority, scale, provisioned_throughput) is not one of our tiers, and has its own price
+_NO_TIER = _MISSING | {"auto", "traffic_type_unspecified"}
 
 _PROVIDERS: Mapping[str, str] = {
     "openai": "openai",
@@ -270,11 +272,14 @@ def tags_of(values: Iterable[object]) -> Fields:
     return tags
 
 
-def tier_of(value: object) -> Tier | None:
-    """A provider's service tier in our words; None for one that names none of ours, as "auto" does."""
+def tier_of(value: object) -> Tier | str | None:
+    """A provider's service tier in our words, else in its own: "priority" is not standard. None: it names none, as "auto"."""
     if type(value) is dict:  # Bedrock: {"type": "flex"}
         value = value.get("type")
-    return _TIERS.get(value.lower()) if type(value) is str else None
+    if type(value) is not str:
+        return None
+    word = value[:40].strip().lower()
+    return _TIERS.get(word) or (None if word in _NO_TIER else word)
 
 
 def provider_of(value: object) -> str:
