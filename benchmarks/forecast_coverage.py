@@ -3,6 +3,10 @@
 DATA is a folder with traces/ (azure_llm_2023_code.csv, mooncake_conversation.jsonl, vidur_arxiv_summarization_lengths.csv,
 servegen_token_pmf.csv). Of each set a population is made, random pilots are drawn from it, and the bounds compared with
 the truth. `--seeds`, `--pilot`, `--rows`.
+
+`--under-way` asks of jobs that are under way instead: a canary of `--pilot` rows is drawn, the others are cut into ten shards
+in the source's order, as the trace has it and sorted by length (shortest first: what has ended says the least of the rest),
+and the outlook on the whole is compared with the truth after the canary, after half of the shards, and before the last.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from statistics import median
 
 from measure import table
 
-from canwait.forecast import forecast
+from canwait.forecast import forecast, rest
 
 
 def length_sets(data: Path) -> Iterator[tuple[str, list[int]]]:
@@ -58,14 +62,62 @@ def shares(name: str, lengths: list[int], n_rows: int, n_pilot: int, seeds: int)
     return [name, n_rows, sum(likely) / seeds, median(above), sum(guaranteed) / seeds, median(far_above)]
 
 
+_SHARDS = 10
+_LOOKS = {"canary": 0, "half": _SHARDS // 2, "last": _SHARDS - 1}  # how many shards have ended
+
+
+def seen(rows: Sequence[int], n_pilot: int, n_ended: int, cap: int, seed: int) -> tuple[bool, bool, float, float]:
+    """As `held`, of a job of these rows in this order after its canary and `n_ended` of its shards."""
+    size = -(-len(rows) // _SHARDS)
+    drawn = Random(seed).sample(range(len(rows)), n_pilot)
+    pending = {home: min(size, len(rows) - home * size) for home in range(_SHARDS)}
+    for row in drawn:
+        pending[row // size] -= 1
+    for home in range(n_ended):
+        pending[home] = 0
+    known = sum(rows[: n_ended * size]) + sum(rows[row] for row in drawn if row >= n_ended * size)
+    lengths, homes = [rows[row] for row in drawn], [row // size for row in drawn]
+    whole = range(n_ended, _SHARDS)
+    still = rest(lengths, homes, pending, whole, n_rows=len(rows), known=known, cap=cap, rng=Random(seed))
+    truth = sum(rows)
+    likely, guaranteed = known + still.likely, known + still.guaranteed
+    return truth <= likely, truth <= guaranteed, likely / truth, guaranteed / truth
+
+
+def looks(name: str, lengths: list[int], n_rows: int, n_pilot: int, seeds: int) -> list[list[object]]:
+    n_rows, cap = min(n_rows, len(lengths)), max(lengths)
+    found: list[list[object]] = []
+    for order in ("as is", "sorted"):
+        for look, n_ended in _LOOKS.items():
+            made = []
+            for seed in range(seeds):
+                start = Random(seed).randrange(len(lengths) - n_rows + 1)
+                rows = lengths[start : start + n_rows]
+                made.append(seen(sorted(rows) if order == "sorted" else rows, n_pilot, n_ended, cap, seed))
+            likely, guaranteed, above, far_above = zip(*made, strict=True)
+            shares = sum(likely) / seeds, median(above), sum(guaranteed) / seeds, median(far_above)
+            found.append([name, order, look, *shares])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--pilot", type=int, default=200)
     parser.add_argument("--rows", type=int, default=5000)
+    parser.add_argument("--under-way", action="store_true")
     asked = parser.parse_args()
     with ProcessPoolExecutor(2) as pool:
+        if asked.under_way:
+            parts = [
+                pool.submit(looks, name, lengths, asked.rows, asked.pilot, asked.seeds)
+                for name, lengths in length_sets(asked.data)
+            ]
+            print(f"{asked.seeds} canaries of {asked.pilot} rows each")
+            heads = ["lengths", "order", "after", "likely held", "x truth", "guaranteed held", "x truth"]
+            print(table(heads, [line for part in parts for line in part.result()]))
+            return
         jobs = [
             pool.submit(shares, name, lengths, asked.rows, asked.pilot, asked.seeds)
             for name, lengths in length_sets(asked.data)

@@ -30,7 +30,8 @@ def main() -> int:
             total.add(result)
             print(f"\r{total.n_histories} histories, {total.violations.total()} violations", end="", file=sys.stderr)
     print(file=sys.stderr)
-    counts = {kind: total.violations[kind] for kind in ("paid twice", "lost", "over cap", "bill", "books")}
+    kinds = ("paid twice", "unreported", "lost", "over cap", "stranded", "bill", "books")
+    counts = {kind: total.violations[kind] for kind in kinds}
     seconds = round(time.monotonic() - began, 1)
     print(json.dumps({
         "histories": total.n_histories, "kills": total.n_kills, "batches": total.n_batches, "rows": total.n_rows,

@@ -194,7 +194,7 @@ STAGES = {
     "count tokens": [("tokens.py", "measure")],
     "compress and write requests": [("lines.py", "append")],
     "manifests, hashes, fsync": [("prepare.py", "_sealed")],
-    "keys and places of rows": [("prepare.py", "_write"), ("planned.py", "save_plan")],
+    "keys and places of rows": [("prepare.py", "_write"), ("planned.py", "keep_plan")],
 }
 
 

@@ -18,7 +18,7 @@ def plan_into(
     """Durably: the blobs and the plan are in `folder` and synced."""
     from canwait.blobs import Blobs
     from canwait.known import Known
-    from canwait.planned import save_plan
+    from canwait.planned import keep_plan
     from canwait.prepare import prepare
     from canwait.providers.openai import OpenAI
     from canwait.sources.opening import open_source
@@ -38,5 +38,5 @@ def plan_into(
         job, source=open_source(job.source, source.parent), provider=OpenAI("none"), blobs=blobs, known=Known(),
         price_of=price_of, earlier=None, now=datetime(2026, 11, 21, tzinfo=UTC),
     )  # fmt: skip
-    save_plan(blobs, prepared)
+    keep_plan(blobs, prepared.plan.id, None)
     return prepared

@@ -34,6 +34,7 @@ class Model(FakeProvider):
         super().__init__(clock, random.Random(0), name="openai")
         self.answer = answer
         self.failing: set[str] = set()
+        self.cause = "invalid_request"  # of what fails
 
     def _lines(self, custom_id: str, body: bytes, fate: RowFate) -> list[bytes]:
         text = json.loads(body)["messages"][-1]["content"]
@@ -44,7 +45,7 @@ class Model(FakeProvider):
                 {
                     "custom_id": custom_id,
                     "outcome": int(Outcome.FAILED if failed else Outcome.OK),
-                    "cause": "invalid_request" if failed else None,
+                    "cause": self.cause if failed else None,
                     "text": None if failed else json.dumps(self.answer(text)),
                     "usage": [usage.input_tokens, usage.output_tokens],
                 }

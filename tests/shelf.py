@@ -90,7 +90,7 @@ class Shelf:
         """Publish the job as it stands."""
         c = self.client
         draft = publishing.draft(c.ledger, "job", verdict)
-        with keeping(c.blobs, SCHEMA, "fields", draft.blob) as kept:
+        with keeping(c.blobs, SCHEMA, "fields", draft.same.blob if draft.same else None) as kept:
             for _ in kept.passing([batch_of(rows, self.now)]):
                 pass
         made = publishing.publish(

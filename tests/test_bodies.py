@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from canwait.bodies import Bodies
-from canwait.render import RowProblem, compile_job, endpoint, keyed, request_key
+from canwait.render import RowProblem, compile_job, endpoint, keyed
 from canwait.types import BudgetSpec, Endpoint, Job, Source, Urgency
 
 JOB = Job(
@@ -59,7 +59,7 @@ def test_many_bodies_are_the_single_ones(
             assert frame.constant or len(text) >= len(frame.head) + len(frame.tail)
         key = keyed(job.model, endpoint(job), bodies.head)
         key.update(many.middles[n] + bodies.tail)
-        assert key.digest() == request_key(made.body, job.model, endpoint(job))
+        assert key.digest() == keyed(job.model, endpoint(job), made.body).digest()
 
 
 def test_an_embedding_is_made_many_at_a_time() -> None:

@@ -91,3 +91,11 @@ def test_a_function_judges_answer_and_key() -> None:
     assert [rules.broken(key, '{"label": "a"}') for key in "ab"] == [None, 0]
     assert rules.broken("a", "{}") == 0
     assert seen == [({"label": "a"}, "a"), ({"label": "a"}, "b"), ({}, "a")]
+
+
+def test_a_model_cannot_say_what_our_names_are() -> None:
+    """`key` and `output` in a rule are the row's key and the whole answer, whatever fields the answer has."""
+    hostile = '{"key": "admin", "output": {"label": "fine"}, "label": "bad"}'
+    rules = Rules(["key != 'admin'", "output.label == 'bad'", "label == 'bad'"], is_json=True)
+    assert rules.broken("k1", hostile) is None
+    assert Rules(["key == 'admin'"], is_json=True).broken("k1", hostile) == 0

@@ -280,13 +280,13 @@ def test_a_budget_is_never_passed(office: Desk) -> None:
     assert office.run("job.yaml", "--budget", worst).code == 0
 
 
-def test_trim_sends_the_batches_that_fit(office: Desk) -> None:
-    """`on_exceed: trim` sends what the budget holds; the other rows end as failed with the cause `budget`."""
+def test_trim_goes_as_far_as_the_money(office: Desk) -> None:
+    """`on_exceed: trim` sends what the budget truly pays for; the other rows end as failed with the cause `budget`."""
     office.write(12, shard={"max_rows": 4})
     one = office.canwait("plan", "job.yaml", "--json").json["shards"][0]["worst_micros"]
-    office.write(12, shard={"max_rows": 4}, budget={"usd": f"{one / 1e6:.6f}", "on_exceed": "trim"})
+    office.write(12, shard={"max_rows": 4}, budget={"usd": f"{one / 3e6:.6f}", "on_exceed": "trim"})
     done = valid(office.run())
-    assert 4 <= done["ok"] < 12
+    assert 1 <= done["ok"] < 12
     assert Decimal(done["confirmed_usd"]) <= Decimal(done["budget_usd"])
     why = valid(office.canwait("why", "labels", "--json"))
     assert list(why["causes"]) == ["budget"]
@@ -752,7 +752,7 @@ def test_words_of_any_script_are_printed_anywhere(office: Desk) -> None:
         ["budget", "show"],
         ["plan", "日本\udcff.yaml"],
     ):
-        with office.start(*args, PYTHONIOENCODING="latin-1") as process:
+        with office.start(*args, PYTHONIOENCODING="iso8859-5") as process:
             out, err = process.communicate(timeout=30)
         assert process.returncode == (2 if "日本" in args[-1] else 0), err
         assert "Traceback" not in err

@@ -248,6 +248,40 @@ def test_fresh_prints_what_the_schema_says(tmp_path: Path) -> None:
         assert "cannot be kept" in office.canwait("fresh", "labels").out
 
 
+def test_fresh_of_a_job_shows_what_was_stated_and_what_is_kept(tmp_path: Path) -> None:
+    """Every declaration and revision with who, when and its sum; every publication, and until when it was effective."""
+    schema = json.loads(resources.files("canwait").joinpath("schemas/fresh.v1.json").read_text("utf-8"))
+    with desk(tmp_path) as office:
+        office.write(6, schedule="0 2 * * *")
+        office.run()
+        office.canwait("fresh", "labels", "--reader", "dash", "--max-age", "48h", "--on-stale", "serve")
+        office.write(7, schedule="0 2 * * *", load={"to": "labels.parquet", "mode": "replace"})
+        office.run()
+        office.canwait("fresh", "labels", "--reader", "dash", "--max-age", "36h", "--on-stale", "block", "--revise")
+        said = office.canwait("fresh", "labels")
+        assert "kept: 2 of 2 publications, the last is version 2" in said.out
+        tail = said.out.partition("stated:")[2].splitlines()
+        assert ["declared by" in line for line in tail if "dash" in line] == [True, False]
+        assert "<= 36 h, block" in tail[-1]
+        assert (
+            "every 24 h + 24 h to make it (at most, by the batch tier and the deadline) = 2 d > 36 h for dash"
+            in tail[-1]
+        )
+        shown = office.canwait("fresh", "labels", "--json").json
+        jsonschema_rs.validate(schema, shown)
+        first, second = shown["publications"]
+        assert (first["rows"], first["kept"], second["effective_until"]) == (6, True, None)
+        assert second["source_as_of"] == first["effective_until"]
+        assert [s["said"] for s in shown["stated"]] == ["declared", "revised"]
+        assert [s["can_be_kept"] for s in shown["stated"]] == [True, False]
+        everything = office.canwait("fresh", "--json").json
+        assert (everything["publications"], everything["stated"]) == ([], [])
+        (row,) = [
+            json.loads(line) for line in office.canwait("read", "labels", "000001", "--as", "dash").out.splitlines()
+        ]
+        assert row["effective_until"] is None
+
+
 def test_a_reader_that_is_gone_holds_nothing_up(tmp_path: Path, ledger_url: str) -> None:
     """Its contract is withdrawn by somebody who is named, breaks nothing any more, and stands again when it reads again."""
     with shelf(tmp_path, ledger_url) as s:

@@ -20,10 +20,9 @@ from canwait.freshness import (
     cadence,
     changed,
     judge,
-    mean_age_s,
-    newest,
-    refreshes,
+    latest,
     span,
+    stricter,
 )
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -57,10 +56,49 @@ def test_past_its_contract_an_answer_is_never_fresh(on_stale: OnStale, kind: typ
     assert type(judge(contract(24, on_stale), replace(old, source_as_of=NOON - 24 * HOUR), NOON)) is Fresh
 
 
-def test_an_input_known_to_have_changed_is_stale_at_once() -> None:
-    """`effective_until` ends freshness whatever the age."""
+def test_an_input_known_to_have_changed_breaks_no_contract() -> None:
+    """What a reader accepts is an age: P + q(T) <= S leaves a run the time to make the next, so it is told, and served."""
     ended = replace(publication(1, NOON - HOUR), effective_until=NOON - timedelta(minutes=1))
-    assert isinstance(judge(contract(24), ended, NOON), Blocked)
+    assert judge(contract(24), ended, NOON) == Fresh(ended, HOUR)
+
+
+@pytest.mark.parametrize(("on_stale", "kind"), [("serve", Stale), ("block", Blocked)])
+@pytest.mark.parametrize("hours", [1, 40, 10_000])
+def test_what_was_read_in_the_future_is_not_fresh(on_stale: OnStale, kind: type, hours: int) -> None:
+    """An input cannot have been read later than now: a clock was wrong, the age is not known, and the reader is told so."""
+    ahead = publication(1, NOON + hours * HOUR)
+    found = judge(contract(1, on_stale), ahead, NOON)
+    assert type(found) is kind
+    assert found.why == (  # type: ignore[union-attr]
+        f"of no known age: by its date its input was read {span(hours * HOUR)} from now, so a clock was wrong"
+    )
+
+
+def test_clocks_of_two_machines_may_differ_a_little() -> None:
+    """Up to a minute ahead is as good as now, and a moment more is not."""
+    ahead = publication(1, NOON + timedelta(minutes=1))
+    assert isinstance(judge(contract(1), ahead, NOON), Fresh)
+    assert isinstance(judge(contract(1), ahead, NOON - timedelta(microseconds=1)), Blocked)
+
+
+def test_a_wrong_date_stays_wrong_when_its_time_has_come() -> None:
+    """What was replaced before its input was read, by its date, has no known age then either."""
+    wrong = replace(publication(1, NOON + 40 * HOUR), effective_until=NOON + HOUR)
+    found = judge(contract(1), wrong, NOON + 40 * HOUR)
+    assert isinstance(found, Blocked)
+    assert "its input was read after it was replaced" in found.why
+
+
+@pytest.mark.parametrize(
+    ("stated", "gets"),
+    [
+        (None, (24, "serve")), ((48, "serve"), (24, "serve")), ((6, "refresh"), (6, "serve")), ((48, "block"), (24, "block")),
+        ((24, "live"), (24, "live")),
+    ],
+)  # fmt: skip
+def test_of_two_contracts_the_stricter_counts(stated: tuple[int, OnStale] | None, gets: tuple[int, OnStale]) -> None:
+    """In each of its terms: the lower age, and what is blocked by either is."""
+    assert stricter(contract(24, "serve"), None if stated is None else contract(*stated)) == contract(*gets)
 
 
 def test_before_the_first_publication_there_is_an_outcome_too() -> None:
@@ -68,13 +106,33 @@ def test_before_the_first_publication_there_is_an_outcome_too() -> None:
     assert judge(contract(24), None, NOON) == NeverBuilt("labels", "nothing of this job was accepted yet")
 
 
-@given(st.permutations(range(6)), st.lists(st.integers(0, 5), min_size=6, max_size=6))
-def test_an_older_snapshot_never_overwrites_a_newer_one(order: list[int], inputs: list[int]) -> None:
-    """Whatever the order in which runs end, readers see the latest input."""
-    made = [publication(version, NOON + inputs[version] * HOUR) for version in order]
-    seen = newest(made)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_an_older_snapshot_never_overwrites_a_newer_one(inputs: list[int]) -> None:
+    """Whatever the order in which runs end, readers see the latest input, and of one input what was made last."""
+    made = [publication(version, NOON + hours * HOUR) for version, hours in enumerate(inputs)]
+    seen = latest(made, NOON + 9 * HOUR)
     assert seen is not None
-    assert seen.source_as_of == NOON + max(inputs) * HOUR
+    assert (seen.source_as_of, seen.version) == max((p.source_as_of, p.version) for p in made)
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.booleans()), max_size=7))
+def test_what_is_wrongly_dated_hides_nothing_that_was_made_later(inputs: list[tuple[int, bool]]) -> None:
+    """Of those with a credible date the latest is seen, or one with a wrong date that was made after it; none is refused."""
+    made = [
+        replace(publication(version, NOON + hours * HOUR), refused="bad" if refused else None)
+        for version, (hours, refused) in enumerate(inputs)
+    ]
+    readable = [p for p in made if p.refused is None]
+    right = [p for p in readable if p.source_as_of <= NOON]
+    seen = latest(made, NOON)
+    if seen is None:
+        assert readable == []
+    elif seen.source_as_of > NOON:
+        assert all(seen.version > p.version for p in right if p.source_as_of == max(r.source_as_of for r in right))
+    else:
+        best = max(right, key=lambda p: (p.source_as_of, p.version))
+        assert seen == best
+        assert not [p for p in readable if p.source_as_of > NOON and p.version > best.version]
 
 
 def test_a_cadence_is_refused_with_its_arithmetic() -> None:
@@ -89,29 +147,11 @@ def test_a_cadence_is_refused_with_its_arithmetic() -> None:
     assert (twice.holds, twice.arithmetic[:14]) == (False, "every 2 x 6 h ")
 
 
-def test_mean_age_has_its_known_answer() -> None:
-    """methods.md 6: every 6 h, 1.5 h to make: 4.5 h on average."""
-    assert mean_age_s(6, 1.5) == 4.5
-
-
 def test_a_report_names_what_changed() -> None:
     """Components that differ are named in a fixed order, new ones included."""
     before = {"prompt": "a", "model": "m", "input": "x"}
     assert changed(before, {"prompt": "b", "model": "m", "input": "y", "zone": "1"}) == ("prompt", "input", "zone")
     assert changed(before, before) == ()
-
-
-def test_a_refresh_budget_has_its_known_answer() -> None:
-    """Cho & Garcia-Molina: rates 1 to 5, five refreshes: 1.15, 1.36, 1.35, 1.14 and nothing for the fastest."""
-    assert refreshes([1, 2, 3, 4, 5], 5) == pytest.approx([1.15, 1.36, 1.35, 1.14, 0.0], abs=0.006)
-
-
-@given(st.lists(st.floats(0.01, 20), min_size=1, max_size=12), st.floats(0.1, 30))
-def test_a_refresh_budget_is_spent_and_not_passed(rates: list[float], budget: float) -> None:
-    """Frequencies sum to the budget, and none is negative."""
-    found = refreshes(rates, budget)
-    assert min(found) >= 0
-    assert sum(found) == pytest.approx(budget, rel=1e-3)
 
 
 @pytest.mark.parametrize(

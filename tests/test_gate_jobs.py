@@ -21,17 +21,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from canwait import judging, load
+from canwait import judging, load, publishing
 from canwait.cli.inspect import judge_by
 from canwait.client import Client, JobHandle, Ok
 from canwait.drills.small import scratch_folder
 from canwait.errors import AlreadyJudged, GatePending, GateRefused, NotFound, PlanStale, SpecError
 from canwait.judging import Verdict, Word
 from canwait.simulator.answers import last_user_text
+from canwait.types import Quality
 from gated import client_of, inspection, job, judged, model
 from simulated import Desk, desk
 from test_cli import valid
@@ -44,14 +45,19 @@ GATES: dict[str, Any] = {
     "ruled": {"refuse_if_bad_rate": "60%", "sure": "60%", "rules": ["why != 'broken'"]},
     "by rule": {"refuse_if_bad_rate": "60%", "by": "rule", "rules": ["why != 'broken'"]},
     "strata": {"refuse_if_bad_rate": "60%", "sure": "60%", "strata": "why", "on_refuse": "load_accepted_strata"},
-}
+    "judge": {
+        "refuse_if_bad_rate": "60%", "sure": "60%", "by": "judge", "rows": 3,
+        "judge": {"model": "openai/gpt-6-luna", "prompt": "JUDGE {{ answer }}", "budget": {"usd": 1}},
+    },
+}  # fmt: skip
 
 
 class GateMachine(RuleBasedStateMachine):
     """Jobs whose files change at any time, people who judge, and readers at every face.
 
     Every answer that is ever paid for is another text. One that was asked for by a file with a gate may be read only once a
-    gate has accepted it; whichever job, file or face reads.
+    gate has accepted it; whichever job, file or face reads. One that a job's gate has refused is read through that job only
+    where a gate of its as strict accepted it: whatever was paid before there was a gate, is asked again, or shared.
     """
 
     def __init__(self) -> None:
@@ -61,6 +67,9 @@ class GateMachine(RuleBasedStateMachine):
         self.numbers = count()
         self.client: Client = self.exits.enter_context(client_of(self.folder, self.answer))
         self.under_gate = False
+        self.is_broken = False  # the model: nothing it says can be used
+        self.refusals: dict[tuple[str, str], list[Quality]] = {}  # by job and answer
+        self.acceptances: dict[tuple[str, str], list[Quality]] = {}
         self.restricted: set[str] = set()
         self.accepted: set[str] = set()
         self.seen: set[str] = set()  # lots
@@ -71,6 +80,10 @@ class GateMachine(RuleBasedStateMachine):
 
     def answer(self, text: str) -> dict[str, str]:
         number = next(self.numbers)
+        if self.is_broken:
+            return {"lable": text}
+        if text.startswith("JUDGE"):
+            return {"verdict": "bad" if number % 3 else "good"}
         label = f"answer {number}"
         if self.under_gate:
             self.restricted.add(label)
@@ -79,29 +92,43 @@ class GateMachine(RuleBasedStateMachine):
     def handle(self, name: str) -> JobHandle:
         return job(self.client, self.folder, name=name, **self.files[name])
 
-    @initialize(gate=st.sampled_from([g for g in GATES if g != "none"]))
-    def begin(self, gate: str) -> None:
-        self.files = {name: {"texts": 6, "quality": GATES[gate], "prompt": "{{ text }}"} for name in NAMES}
+    @initialize(gates=st.tuples(*[st.sampled_from(list(GATES))] * 2), max_rows=st.sampled_from([3, 100]))
+    def begin(self, gates: tuple[str, str], max_rows: int) -> None:
+        shared = {"texts": 6, "prompt": "{{ text }}", "shard": {"max_rows": max_rows}}
+        self.files = {name: {**shared, "quality": GATES[gate]} for name, gate in zip(NAMES, gates, strict=True)}
 
     # -------------------------------------------------------------------------------------------------- what happens
 
-    @rule(name=st.sampled_from(NAMES), gate=st.sampled_from(["none", "none", *GATES]))
-    def edit_the_gate(self, name: str, gate: str) -> None:
-        self.files[name]["quality"] = GATES[gate]
+    @rule(
+        name=st.sampled_from(NAMES),
+        gate=st.sampled_from(["none", "none", "none", *GATES]),
+        texts=st.integers(5, 7),
+        prompt=st.sampled_from(["{{ text }}", "{{ text }}", "Again: {{ text }}"]),
+    )
+    def edit(self, name: str, gate: str, texts: int, prompt: str) -> None:
+        self.files[name] |= {"quality": GATES[gate], "texts": texts, "prompt": prompt}
 
-    @rule(name=st.sampled_from(NAMES), texts=st.integers(5, 7))
-    def edit_the_rows(self, name: str, texts: int) -> None:
-        self.files[name]["texts"] = texts
+    @rule(is_broken=st.booleans())
+    def change_the_model(self, is_broken: bool) -> None:
+        self.is_broken = is_broken
 
-    @rule(name=st.sampled_from(NAMES), prompt=st.sampled_from(["{{ text }}", "Again: {{ text }}"]))
-    def edit_the_prompt(self, name: str, prompt: str) -> None:
-        self.files[name]["prompt"] = prompt
-
-    @rule(name=st.sampled_from(NAMES), failing=st.sets(st.sampled_from(["text 0", "text 1", "Again: text 2"])))
-    def run(self, name: str, failing: set[str]) -> None:
+    @rule(
+        name=st.sampled_from(NAMES),
+        failing=st.sets(st.sampled_from(["text 0", "text 1", "Again: text 2"])),
+        past=st.booleans(),
+    )
+    def run(self, name: str, failing: set[str], past: bool) -> None:
         model(self.client).failing = failing
         self.under_gate = self.files[name]["quality"] is not None
-        self.handle(name).run()
+        with suppress(NotFound):
+            self.handle(name).run(past_canary=past)
+        self.read_target(name)
+
+    @rule(name=st.sampled_from(NAMES), what=st.sampled_from(["", ":wrong", ":why != 'broken'", ":fine", ":broken"]))
+    def run_rejected(self, name: str, what: str) -> None:
+        self.under_gate = True
+        with suppress(NotFound, PlanStale, SpecError):
+            self.handle(name).run(only=f"rejected{what}")
         self.read_target(name)
 
     @rule(name=st.sampled_from(NAMES))
@@ -124,12 +151,28 @@ class GateMachine(RuleBasedStateMachine):
                 if at_gate is not None and (row := at_gate.next) is not None:
                     at_gate.judge(row.place, word, "wrong" if word is Word.BAD else None, self.client.clock.now())
 
-    @rule(name=st.sampled_from(NAMES))
-    def accept(self, name: str) -> None:
+    def decide(self, name: str, is_good: bool) -> None:
         with suppress(NotFound, GatePending):
             at_gate = self.handle(name).inspect("bob")
             if at_gate is not None:
-                judged(at_gate, lambda *_: True, self.client)
+                judged(at_gate, lambda *_: is_good, self.client)
+
+    def go_around(self, name: str, gate: str, texts: int, is_good: bool, again: bool) -> None:
+        """All that may be done between two readings, at once."""
+        self.files[name] |= {"quality": GATES[gate], "texts": texts}
+        self.run(name, set(), False)
+        self.decide(name, is_good)
+        self.note_verdicts()
+        if again:
+            self.run_rejected(name, "")
+        self.read(name, "rows", False)
+        self.read_the_publication(name)
+
+    @rule(name=st.sampled_from(NAMES), is_good=st.booleans())
+    def run_and_decide(self, name: str, is_good: bool) -> None:
+        self.is_broken = False
+        self.run(name, set(), False)
+        self.decide(name, is_good)
 
     @rule(name=st.sampled_from(NAMES))
     def undo(self, name: str) -> None:
@@ -151,8 +194,10 @@ class GateMachine(RuleBasedStateMachine):
             self.handle(name).load()
         self.read_target(name)
 
-    @rule(name=st.sampled_from(NAMES), face=st.sampled_from(["rows", "results", "frame"]))
-    def read(self, name: str, face: str) -> None:
+    @rule(name=st.sampled_from(NAMES), face=st.sampled_from(["rows", "results", "frame"]), runs=st.booleans())
+    def read(self, name: str, face: str, runs: bool) -> None:
+        if runs:
+            self.run(name, set(), False)
         handle = self.handle(name)
         faces: dict[str, Callable[[], set[str]]] = {
             "rows": lambda: {row.value["label"] for row in handle.rows() if isinstance(row, Ok)},
@@ -160,7 +205,16 @@ class GateMachine(RuleBasedStateMachine):
             "frame": lambda: self.framed(handle),
         }
         with suppress(NotFound, GatePending, GateRefused):
-            self.saw(faces[face]())
+            labels = faces[face]()
+            self.saw(labels)
+            self.served(name, labels)
+
+    @rule(name=st.sampled_from(NAMES))
+    def read_the_publication(self, name: str) -> None:
+        if newest := publishing.newest(self.client.ledger, name, self.client.clock.now()):
+            labels = set(map(str, pq.read_table(self.client.blobs.path(newest.blob))["label"].to_pylist()))
+            self.saw(labels)
+            self.served(name, labels)
 
     def framed(self, handle: JobHandle) -> set[str]:
         table = pa.table({"id": [f"k{n}" for n in range(8)]})
@@ -175,22 +229,41 @@ class GateMachine(RuleBasedStateMachine):
         self.note_verdicts()
         assert labels & self.restricted <= self.accepted
 
+    def served(self, name: str, labels: set[str]) -> None:
+        assert not {label for label in labels if self.is_refused(name, label)}
+
+    def is_refused(self, name: str, label: str) -> bool:
+        """Whether a gate of a job refused an answer, and none as strict has accepted it there."""
+        accepted = self.acceptances.get((name, label), [])
+        refusals = self.refusals.get((name, label), [])
+        return not all(any(judging.as_strict(other, gate) for other in accepted) for gate in refusals)
+
     @invariant()
     def note_verdicts(self) -> None:
         """What gates have accepted by now, read past them."""
         for name in NAMES if self.files else ():
             with suppress(NotFound):
                 found = judging.standing(self.client.ledger, name)
-                if found.lot is None or found.lot.id in self.seen or found.lot.verdict is not Verdict.ACCEPTED:
+                if found.lot is None or found.lot.id in self.seen or found.lot.verdict is None:
                     continue
                 self.seen.add(found.lot.id)
+                said = judging.look(self.client.ledger, found.lot.id)[1]
+                refused = found.lot.refused({place: judgement.word for place, judgement in said.items()})
+                names = {found.lot.parts[n].name for n in refused}
                 with load.answers(self.client.ledger, self.client.blobs, name) as rows:
                     answers = [json.loads(text) for _, text in rows.texts()]
                 quality = found.quality
                 assert quality is not None
                 out = {"broken"} if quality.rules else set()
+                for answer in answers:
+                    of = name, answer["label"]
+                    if answer["why"] not in out and (answer["why"] if quality.strata else "") in names:
+                        self.refusals.setdefault(of, []).append(quality)
                 out |= {"broken", "fine"} - set(found.lot.taken) if quality.strata else set()
-                self.accepted |= {answer["label"] for answer in answers if answer["why"] not in out}
+                for answer in answers if found.lot.verdict is Verdict.ACCEPTED else ():
+                    if answer["why"] not in out and not self.is_refused(name, answer["label"]):
+                        self.accepted.add(answer["label"])
+                        self.acceptances.setdefault((name, answer["label"]), []).append(quality)
 
 
 def test_no_path_reads_what_was_not_accepted() -> None:
@@ -198,6 +271,28 @@ def test_no_path_reads_what_was_not_accepted() -> None:
     run_state_machine_as_test(
         GateMachine, settings=settings(max_examples=25, stateful_step_count=25, suppress_health_check=list(HealthCheck))
     )
+
+
+ways = st.tuples(
+    st.sampled_from(NAMES),
+    st.sampled_from(["none", "loose", "strict"]),
+    st.integers(5, 7),
+    st.booleans(),
+    st.booleans(),
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(ways, min_size=2, max_size=5))
+def test_no_way_around_a_refusal(steps: list[tuple[str, str, int, bool, bool]]) -> None:
+    """Gates put up, made stricter and taken away, rows that come and go, two jobs that share them, rows asked again."""
+    machine = GateMachine()
+    try:
+        machine.begin(("none", "none"), 100)
+        for step in steps:
+            machine.go_around(*step)
+    finally:
+        machine.teardown()
 
 
 # ---------------------------------------------------------------------------------------------------- the command line

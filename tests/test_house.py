@@ -50,13 +50,28 @@ PURE = {
     "checks",
     "freshness",
     "cron",
+    "releasing",
+    "canary",
+    "scalars",
+    "stratified",
 }
 SHELL = {"db", "entries", "ledger", "blobs", "views", "prices", "providers", "sources", "sinks"}
-SHELL |= {"judging", "inspection", "importing"}
-SHELL |= {"channels", "notifying"}
-SHELL |= {"publishing", "published", "changes"}
-SHELL |= {"prepare", "landing", "load", "resend", "addresses", "known", "resume", "planned", "durable"}
-INSIDE = NOUNS | PURE | SHELL | {"spec", "engine", "settings"}
+SHELL |= {
+    "prepare",
+    "planned",
+    "known",
+    "resume",
+    "durable",
+    "addresses",
+    "landing",
+    "load",
+    "resend",
+    "outlook",
+    "quoted",
+}
+SHELL |= {"judging", "inspection", "judge", "importing", "holding", "halting", "deadlines", "history", "rescue"}
+SHELL |= {"publishing", "published", "changes", "loading", "channels", "notifying", "knowing"}
+INSIDE = NOUNS | PURE | SHELL | {"fields", "spec", "engine", "settings"}
 
 # A module or folder of src/canwait -> (whom it may import besides itself, why not more). A new module needs a line.
 MAY_IMPORT: dict[str, tuple[set[str], str]] = {
@@ -69,8 +84,21 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     # pure
     **dict.fromkeys(PURE, (NOUNS | PURE, "planning is pure: values in, values out (law 1)")),
     "document": ({"errors", "render"}, "text becomes a tree that knows its places; what its fields mean is spec.py's"),
+    "fields": (set(), "amounts as people write them; whose they are is for others"),
     "spec": (
-        NOUNS | {"render", "structured", "document", "addresses", "checks", "gate", "importing", "notices", "channels"},
+        NOUNS
+        | {
+            "fields",
+            "render",
+            "structured",
+            "document",
+            "addresses",
+            "checks",
+            "gate",
+            "importing",
+            "notices",
+            "channels",
+        },
         "a job file becomes a Job, templates checked; its cost is for others",
     ),
     "channels": (
@@ -78,8 +106,12 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
         "one way out each: what is told is others', and so is when again",
     ),
     "notifying": (
-        NOUNS | PURE | {"channels", "db", "entries", "ledger", "publishing"},
+        NOUNS | PURE | {"channels", "db", "entries", "ledger", "blobs", "knowing", "outlook"},
         "the ledger's part for notices, and the loop that empties its outbox",
+    ),
+    "knowing": (
+        NOUNS | PURE | {"db", "ledger", "blobs", "history", "holding", "publishing", "views", "landing", "resend"},
+        "read-only answers with what to type next; it runs nothing",
     ),
     # shell
     "db": ({"errors"}, "two dialects of SQL, no nouns"),
@@ -127,18 +159,38 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
         NOUNS | PURE | {"judging", "importing", "ledger", "blobs", "lines", "landing", "load"},
         "draws samples and opens gates; it sends nothing and moves no money",
     ),
+    "judge": (
+        NOUNS | PURE | {"judging", "inspection", "ledger", "blobs", "load", "sources"},
+        "what a judge model is asked, and what its word is for; running it is the engine's",
+    ),
     "resend": (NOUNS | PURE | {"ledger", "blobs", "load"}, "which failed rows may go again: selecting, not sending"),
     "views": (
         NOUNS | PURE | {"db", "ledger", "blobs", "resend", "judging"},
         "read-only answers; it cannot run anything",
     ),
+    "outlook": (NOUNS | PURE | {"db", "ledger", "blobs"}, "what a job will cost, from what its ledger and canary say"),
+    "quoted": (NOUNS | PURE | {"views", "changes"}, "plans and money as Python values; it reads nothing"),
     "audit": (
-        NOUNS | PURE | {"compression", "document", "spec", "sources", "prices"},
+        NOUNS | PURE | {"compression", "document", "fields", "sources", "prices"},
         "reads what others logged; owns no job",
+    ),
+    "history": (NOUNS | PURE | {"db", "ledger"}, "what the ledger saw, as values; what it tells is for pure modules"),
+    "deadlines": (
+        NOUNS | PURE | {"history", "ledger", "providers", "rescue", "spec"},
+        "what a plan says of time; nothing is moved here",
+    ),
+    "rescue": (
+        NOUNS | PURE | {"db", "entries", "ledger", "history"},
+        "which shards are moved; moving them is the engine's",
+    ),
+    "holding": (NOUNS | PURE | {"db", "entries", "ledger"}, "what waits for a canary; sending it is the engine's"),
+    "halting": (
+        NOUNS | PURE | {"entries", "ledger", "judging"},
+        "what a plan is stopped for; stopping to send it is the engine's",
     ),
     # the loop
     "engine": (
-        NOUNS | PURE | {"ledger", "blobs", "lines", "landing", "providers"},
+        NOUNS | PURE | {"ledger", "blobs", "lines", "landing", "providers", "rescue", "holding", "halting", "outlook"},
         "advance(shard): any provider, any caller",
     ),
     # faces
@@ -147,9 +199,13 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     "publishing": (NOUNS | PURE | {"db", "entries", "ledger"}, "the ledger's part for readers; it knows no file"),
     "published": (NOUNS | {"blobs", "durable"}, "a publication's rows as a file; what it is worth is for others"),
     "odcs": (NOUNS | PURE | {"document"}, "another standard's words for our contracts; stating them is for others"),
+    "loading": (
+        NOUNS | {"blobs", "ledger", "judging", "inspection", "sinks", "views", "publishing", "published", "changes"},
+        "rows to their target and readers; what may be read is its gate's",
+    ),
     "changes": ({"columns"}, "two plans' rows side by side; which plans is for others"),
     "reading": (INSIDE | {"client"}, "the reader's face: what it says, others print"),
-    "settings": (NOUNS | {"engine", "spec"}, "what the environment says; opening it is the client's"),
+    "settings": (NOUNS | {"engine", "fields"}, "what the environment says; opening it is the client's"),
     "rehearsal": (INSIDE | {"simulator", "client"}, "a client whose every provider is the simulator"),
     "drills": (INSIDE | {"simulator", "client"}, "what anyone can run to prove the laws"),
     "demo": (INSIDE | {"simulator", "client", "drills"}, "the first minute"),

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from canwait import gate, judging
+from canwait import gate, judging, publishing
 from canwait import inspection as shell
 from canwait.checks import Rules
 from canwait.client import Client, Failed, Ok
@@ -104,16 +104,17 @@ def test_a_bad_lot_is_refused_for_good(tmp_path: Path) -> None:
 
 
 def test_the_sample_is_fixed_before_there_is_an_answer(tmp_path: Path) -> None:
-    """Its order follows from ledger, job and plan alone: other answers to the same rows have the same rows judged."""
+    """Its order follows from ledger, job and shards alone: other answers to the same rows have the same rows judged."""
     orders: list[list[str]] = []
     for answer in (right, bad_by_text):
         with client_of(tmp_path / "same", answer) as client:
             handle = job(client, tmp_path)
             if not orders:
                 plan = handle.open()
-                seed = hashlib.sha256("\0".join((client.ledger.id, "labels", plan.digest)).encode()).digest()
-                keys = sorted((f"k{n}" for n in range(100)), key=lambda key: gate.rank(seed, key))
-                orders.append(keys[:60])
+                seed = hashlib.sha256("\0".join((client.ledger.id, "labels")).encode()).digest()
+                places = [f"{plan.shards[0].id}\0{line}\0{0}" for line in range(100)]  # one shard, in the order of rows
+                lines = sorted(range(100), key=lambda line: gate.rank(seed, places[line]))
+                orders.append([f"k{line}" for line in lines[:60]])
             handle.run()
             orders.append([row.key for row in inspection(handle).sample])
         for blob in (tmp_path / "same").glob("ledger.db*") if answer is bad_by_text else ():
@@ -249,7 +250,7 @@ def test_strata_are_judged_for_themselves(tmp_path: Path) -> None:
             assert handle.load() == 150
             labels = pq.read_table(tmp_path / on_refuse / "labels.parquet")["label"].to_pylist()
             assert set(labels) == {"often"}
-            assert {(row.cause, row.detail) for row in handle.failed} == {("gate", "stratum rare")}
+            assert {(row.cause, row.detail) for row in handle.failed} == {("gate", "its stratum was refused")}
 
 
 def test_answers_cannot_make_strata_without_end(tmp_path: Path) -> None:
@@ -331,8 +332,8 @@ def test_a_gate_cannot_be_loosened_after_answers_exist(tmp_path: Path) -> None:
         with pytest.raises(GateRefused):
             list(same.rows())
         more = job(client, tmp_path, 101, quality=None)  # another plan, answered by what was refused
-        assert more.run().state is JobState.GATE
-        with pytest.raises(GatePending):
+        assert more.run().state is JobState.REFUSED
+        with pytest.raises(GateRefused, match="100 of 101 rows were refused before, and not asked again"):
             more.load()
         paid = len(model(client).batches)
         renamed = job(client, tmp_path, name="renamed", quality=None)
@@ -378,6 +379,293 @@ def test_an_accepted_lot_is_reused_by_others(client: Client, tmp_path: Path) -> 
     assert (other.run().reused, len(model(client).batches)) == (100, 1)
 
 
+def test_a_stricter_gate_is_taken(client: Client, tmp_path: Path) -> None:
+    """Stated for a plan that has a gate already it holds from the next run on: the same answers are judged anew."""
+    handle = job(client, tmp_path, 100)
+    handle.run()
+    judged(inspection(handle), is_right, client)
+    assert handle.run().loaded
+    for stricter in ({"refuse_if_bad_rate": "5%"}, {"refuse_if_bad_rate": "5%", "rules": ["why|length > 1"]}):
+        strict = job(client, tmp_path, 100, quality=stricter)
+        with pytest.raises(GatePending, match="judged"):
+            list(strict.rows())
+        assert strict.run().state is JobState.GATE
+        assert strict.gate_kept is None
+        with pytest.raises(GatePending):
+            list(handle.rows())
+        assert judged(inspection(strict), is_right, client) is Verdict.ACCEPTED
+        assert strict.load() == 100
+
+
+@pytest.mark.parametrize("looser", [{"refuse_if_bad_rate": "20%"}, {"refuse_if_bad_rate": "10%", "rows": 100}, None])
+def test_a_looser_gate_changes_nothing_and_says_so(
+    client: Client, tmp_path: Path, looser: dict[str, Any] | None
+) -> None:
+    """The verdict that was given stands; what holds is said in words, where it is more than the file states."""
+    handle = job(client, tmp_path)
+    handle.run()
+    judged(inspection(handle), is_right, client)
+    loose = job(client, tmp_path, quality=looser)
+    assert loose.run().state is JobState.COMPLETED
+    said = loose.gate_kept
+    assert (said is None) == (looser is not None and "rows" in looser)
+    assert said is None or "10% bad refused, 90% sure, by human" in said
+
+
+def test_refused_rows_are_not_got_around_by_another_plan(tmp_path: Path) -> None:
+    """Rows that an ungated plan paid and a gated one refused stay refused in every plan of the job, also in the first one."""
+    with client_of(tmp_path, bad_by_text) as client:
+        free = job(client, tmp_path, quality=None)
+        free.run()
+        gated = job(client, tmp_path, 120)
+        gated.run()
+        assert judged(inspection(gated), is_right, client) is Verdict.REFUSED
+        for texts in (130, 100, 90):
+            again = job(client, tmp_path, texts, quality=None)
+            assert again.run().state is JobState.REFUSED
+            assert again.gate_kept is not None
+            with pytest.raises(GateRefused):
+                list(again.rows())
+
+
+def test_what_any_gate_holds_is_reused_by_no_other_job(tmp_path: Path) -> None:
+    """Answers that one plan paid without a gate and a later one refused are paid anew by another job."""
+    with client_of(tmp_path, bad_by_text) as client:
+        job(client, tmp_path, quality=None).run()
+        gated = job(client, tmp_path, 120)
+        gated.run()
+        other = job(client, tmp_path, name="other", quality=None)
+        assert other.plan().value.n_reused == 0
+        judged(inspection(gated), is_right, client)
+        assert other.run().reused == 0
+
+
+def test_dropping_rows_brings_no_fresh_luck(tmp_path: Path) -> None:
+    """A refused lot is refused without any judging when rows go, wherever the bad ones among them, and when some come."""
+    with client_of(tmp_path, bad_by_text) as client:
+        texts = [f"text {n}" for n in range(300)]
+        handle = job(client, tmp_path, texts)
+        handle.run()
+        at_gate = inspection(handle)
+        assert judged(at_gate, is_right, client) is Verdict.REFUSED
+        bad = {at_gate.sample[place].input for place, said in at_gate.said.items() if said.word is Word.BAD}
+        fewer = [text for text in texts if text not in bad]
+        for kept in (texts[1:], texts[2:], fewer, fewer[:20], [*fewer, *(f"more {n}" for n in range(20))]):
+            again = job(client, tmp_path, kept)
+            assert again.run().state is JobState.REFUSED
+            assert inspection(again).said == {}
+        renamed = {"load": None, "source": {"uri": "other.csv", "key": "id"}}
+        (tmp_path / "other.csv").write_text("id,text\n" + "".join(f"z{n},{text}\n" for n, text in enumerate(fewer)))
+        assert job(client, tmp_path, texts, **renamed).run().state is JobState.REFUSED
+
+
+def test_few_refused_rows_are_left_out_of_a_good_lot(tmp_path: Path) -> None:
+    """Beside many new answers the refused ones do not count as good: they stay out, and the others are judged."""
+    with client_of(tmp_path, lambda text: right(text) if "more" in text else {"label": "wrong"}) as client:
+        texts = [f"text {n}" for n in range(20)]
+        handle = job(client, tmp_path, texts)
+        handle.run()
+        judged(inspection(handle), is_right, client)
+        more = job(client, tmp_path, [*texts, *(f"more {n}" for n in range(400))])
+        assert more.run().state is JobState.GATE
+        assert judged(inspection(more), is_right, client) is Verdict.ACCEPTED
+        figures = more.run()
+        assert (figures.ok, figures.failed, figures.loaded and figures.loaded["rows"]) == (400, 20, 400)
+        assert {(row.cause, row.detail) for row in more.failed} == {("gate", judging.REFUSED_BEFORE)}
+
+
+def test_what_a_strict_gate_accepted_is_not_refused_with_others(tmp_path: Path) -> None:
+    """Rows accepted yesterday and refused today, together with new bad ones, may be read again without those."""
+    with client_of(tmp_path, lambda text: right(text) if "more" not in text else {"label": "wrong"}) as client:
+        texts = [f"text {n}" for n in range(60)]
+        handle = job(client, tmp_path, texts)
+        handle.run()
+        judged(inspection(handle), is_right, client)
+        more = [f"more {n}" for n in range(60)]
+        mixed = job(client, tmp_path, [*texts, *more])
+        mixed.run()
+        assert judged(inspection(mixed), is_right, client) is Verdict.REFUSED
+        assert job(client, tmp_path, texts).run().state is JobState.COMPLETED
+        fewer = job(client, tmp_path, [*texts[1:], more[0]])
+        fewer.run()
+        lot = inspection(fewer).lot
+        assert (lot.n_rows, lot.broken, lot.verdict) == (60, {judging.REFUSED_BEFORE: 1}, None)
+
+
+def test_a_copy_of_a_request_has_a_place_of_its_own(client: Client, tmp_path: Path) -> None:
+    """Rows that share an answer are drawn each for itself, so that a sample of rows is one."""
+    handle = job(client, tmp_path, ["same"] * 150 + [f"text {n}" for n in range(150)])
+    handle.run()
+    sample = inspection(handle).sample
+    n_same = sum(row.input == "same" for row in sample)
+    assert (len({row.key for row in sample}), 15 < n_same < 45) == (60, True)
+
+
+def test_a_field_with_a_name_of_ours_is_refused_where_rules_are(client: Client, tmp_path: Path) -> None:
+    """A rule that says `key` would be read two ways, so the job file is refused, with a sentence."""
+    schema = {"type": "object", "properties": {"key": {"type": "string"}}, "required": ["key"]}
+    closed = schema | {"additionalProperties": False}
+    with pytest.raises(SpecError, match="`key` is the row's key; call the answer's field otherwise"):
+        job(client, tmp_path, output=closed, quality={"refuse_if_bad_rate": "10%", "rules": ["key != 'x'"]})
+
+
+def test_a_verdict_on_older_answers_ends_nothing(client: Client, tmp_path: Path) -> None:
+    """Whoever still judges a lot that is no longer what the job has decides that lot, and not where the job stands."""
+    handle = job(client, tmp_path)
+    model(client).failing = {"text 3"}
+    handle.run()
+    old = inspection(handle)
+    model(client).failing = set()
+    assert handle.run(only="failed").state is JobState.GATE
+    assert judged(old, is_right, client) is Verdict.ACCEPTED
+    assert handle.figures().state is JobState.GATE
+    with pytest.raises(GatePending):
+        handle.load()
+
+
+# --------------------------------------------------------------------------------------------------- asking them again
+
+
+def moods(*answers: Any) -> Any:
+    """A model that answers each text by the first of these when it is asked first, then by the next."""
+    asked: dict[str, int] = {}
+
+    def answer(text: str) -> Any:
+        asked[text] = asked.get(text, -1) + 1
+        return answers[min(asked[text], len(answers) - 1)](text)
+
+    return answer
+
+
+def test_refused_rows_are_asked_again(tmp_path: Path, ledger_url: str) -> None:
+    """`--only rejected` pays for them anew; their new answers take the place of the refused ones, and are judged."""
+    with client_of(tmp_path, moods(bad_by_text, right), url=ledger_url) as client:
+        handle = job(client, tmp_path, 100)
+        handle.run()
+        judged(inspection(handle), is_right, client)
+        paid = handle.figures().confirmed_micros
+        assert handle.run(only="rejected").state is JobState.GATE
+        assert handle.figures().confirmed_micros == 2 * paid
+        with pytest.raises(GatePending):
+            list(handle.rows())
+        assert judged(inspection(handle), is_right, client) is Verdict.ACCEPTED
+        assert handle.load() == 100
+        assert {row.value["label"] for row in handle.rows() if isinstance(row, Ok)} == {"right"}
+        assert client.ledger.check() == []
+
+
+def test_asked_again_and_still_bad_is_refused_again(tmp_path: Path) -> None:
+    """The second answers are judged as the first were; a model that does not mend gets nothing through."""
+    with client_of(tmp_path, bad_by_text) as client:
+        handle = job(client, tmp_path, 100)
+        handle.run()
+        for _ in range(2):
+            assert judged(inspection(handle), is_right, client) is Verdict.REFUSED
+            handle.run(only="rejected")
+        assert len(model(client).batches) == 3
+
+
+def test_a_stratum_a_rule_or_a_cause_is_asked_again(tmp_path: Path) -> None:
+    """Each names its rows: those of a refused stratum, those that break a rule, those of strata judged to be so."""
+
+    def first(text: str) -> dict[str, str]:
+        number = int(text.split()[-1])
+        return {"label": "rare" if number % 4 == 0 else "often", "why": "odd" if number == 3 else "bad"}
+
+    def then(text: str) -> dict[str, str]:
+        return {"label": "often", "why": "good"}
+
+    def is_good(_: str, answer: str) -> bool:
+        return json.loads(answer) != {"label": "rare", "why": "bad"}
+
+    quality = {"refuse_if_bad_rate": "10%", "strata": "label", "rules": ["why != 'odd'"]}
+    for selector, n_again in (("rare", 50), ("why != 'odd'", 1), ("wrong", 50), ("", 51)):
+        folder = tmp_path / f"{n_again}{len(selector)}"
+        folder.mkdir()
+        with client_of(folder, moods(first, then)) as client:
+            handle = job(client, folder, 200, quality=quality)
+            handle.run()
+            assert judged(inspection(handle), is_good, client) is Verdict.REFUSED
+            with pytest.raises(SpecError, match="expected rejected, rejected:wrong"):
+                handle.run(only="rejected:often")  # it was accepted
+            figures = handle.run(only=f"rejected:{selector}" if selector else "rejected")
+            assert len(list(model(client).batches.values())[-1].bodies) == n_again
+            refused = selector == "why != 'odd'"
+            assert figures.state is (JobState.REFUSED if refused else JobState.GATE)
+            if not refused:
+                lot = inspection(handle).lot
+                assert lot.broken["why != 'odd'"] == (1 if selector else 0)
+                assert [part.name for part in lot.parts] == ["often"]
+
+
+def test_asking_again_needs_a_verdict(client: Client, tmp_path: Path) -> None:
+    """Nothing was refused before it was judged, and what was accepted is not asked again."""
+    handle = job(client, tmp_path)
+    handle.run()
+    with pytest.raises(NotFound, match="No verdict"):
+        handle.run(only="rejected")
+    judged(inspection(handle), is_right, client)
+    with pytest.raises(NotFound, match="`rejected`"):
+        handle.run(only="rejected")
+    assert len(model(client).batches) == 1
+
+
+def test_a_job_that_shares_an_answer_stands_at_its_gate_when_it_is_asked_again(tmp_path: Path) -> None:
+    """What another job took while it was open, and its owner asks again under a stricter gate, is read there only once that
+    gate has let it through."""
+    with client_of(tmp_path, moods(right, lambda text: {"label": "second"})) as client:
+        owner = job(client, tmp_path)
+        owner.run()
+        judged(inspection(owner), is_right, client)
+        other = job(client, tmp_path, name="other", quality=None)
+        assert other.run().reused == 100
+        strict = job(client, tmp_path, quality={"refuse_if_bad_rate": "5%"})
+        strict.run()
+        judged(inspection(strict), lambda *_: False, client)
+        strict.run(only="rejected")
+        with pytest.raises(GatePending):
+            list(other.rows())
+        assert other.run().state is JobState.GATE
+        judged(inspection(strict), lambda *_: True, client)
+        assert {row.value["label"] for row in other.rows() if isinstance(row, Ok)} == {"second"}
+
+
+# ------------------------------------------------------------------------------------------- what was published before
+
+
+def test_a_publication_of_refused_answers_is_served_no_more(tmp_path: Path) -> None:
+    """Published without a gate and refused under one that came later; one that a gate as strict accepted stays."""
+    with client_of(tmp_path, bad_by_text) as client:
+        free = job(client, tmp_path, quality=None)
+        free.run()
+        assert publishing.newest(client.ledger, "labels", client.clock.now()) is not None
+        gated = job(client, tmp_path)
+        gated.run()
+        assert (
+            publishing.newest(client.ledger, "labels", client.clock.now()) is not None
+        )  # as it was, until it is judged
+        judged(inspection(gated), is_right, client)
+        assert publishing.newest(client.ledger, "labels", client.clock.now()) is None
+        (old,) = publishing.publications(client.ledger, "labels")
+        assert "were refused: " in (old.refused or "")
+
+
+def test_what_was_accepted_is_served_on(tmp_path: Path) -> None:
+    """Later answers that are refused take no publication back that their gate had accepted."""
+    with client_of(tmp_path, lambda text: right(text) if "more" not in text else {"label": "wrong"}) as client:
+        texts = [f"text {n}" for n in range(60)]
+        handle = job(client, tmp_path, texts)
+        handle.run()
+        judged(inspection(handle), is_right, client)
+        handle.run()
+        mixed = job(client, tmp_path, [*texts, *(f"more {n}" for n in range(60))])
+        mixed.run()
+        assert judged(inspection(mixed), is_right, client) is Verdict.REFUSED
+        newest = publishing.newest(client.ledger, "labels", client.clock.now())
+        assert newest is not None
+        assert newest.rows == 60
+
+
 # ------------------------------------------------------------------------------------------------------------- plans
 
 
@@ -397,6 +685,10 @@ def test_the_job_file_chooses_the_plan(tmp_path: Path, quality: dict[str, Any], 
     assert shell.most_rows(stated) >= rows
 
 
+def placed(key: str, text: str, line: int) -> shell._Answer:
+    return shell._Answer(key, text, "s", 0, line, 0)
+
+
 @pytest.mark.parametrize("n_lot", [40, 300, 5000])
 def test_a_bad_lot_is_refused_as_surely_as_stated(n_lot: int) -> None:
     """Through drawing and judging themselves: lots with 10 % bad rows are refused at least 90 times in 100."""
@@ -406,18 +698,19 @@ def test_a_bad_lot_is_refused_as_surely_as_stated(n_lot: int) -> None:
     for run in range(runs):
         bad = set(rng.sample(range(n_lot), n_lot // 10))
         drawing = shell._Drawing(Rules((), is_json=False), None, run.to_bytes(4), shell.most_rows(quality))
-        drawing.see((key, "bad" if n in bad else text) for n, (key, text) in enumerate(rows))
+        drawing.see((placed(key, "bad" if n in bad else text, n) for n, (key, text) in enumerate(rows)), {})
         (part,), sample = drawing.done(quality)
         words = {place: Word.GOOD if text == "good" else Word.BAD for place, (_, _, text) in enumerate(sample)}
         refused += part.standing(words)[0] is gate.Decision.REFUSE
     assert refused >= 0.9 * runs - 1.65 * (0.09 * runs) ** 0.5
 
 
-def test_drawing_holds_two_bytes_a_row_and_the_sample() -> None:
+def test_drawing_holds_ten_bytes_a_row_and_the_sample() -> None:
     """However many rows there are, only those that may come to be judged are kept."""
     drawing = shell._Drawing(Rules((), is_json=False), None, b"seed", 60)
-    drawing.see((f"k{n}", "x" * 100) for n in range(50_000))
-    assert (drawing.rows.itemsize * len(drawing.rows), len(drawing._heaps[0])) == (100_000, 60)
+    drawing.see((placed(f"k{n}", "x" * 100, n) for n in range(50_000)), {})
+    held = sum(column.itemsize * len(column) for column in (drawing.rows, *drawing.places))
+    assert (held, len(drawing._heaps[0])) == (500_000, 60)
 
 
 def test_what_is_left_out_is_left_out_of_every_batch(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_it_answers_as_a_dictionary_would(
     index = Known(whole, None if in_memory else folder / "index")
     asked += [wanted for lines, _ in shards for wanted in lines]
     assert index.find(asked) == [model.get(wanted) for wanted in asked]
-    assert [index.get(wanted) for wanted in asked[:3]] == [model.get(wanted) for wanted in asked[:3]]
+    assert [index.find([wanted])[0] for wanted in asked[:3]] == [model.get(wanted) for wanted in asked[:3]]
     assert index.n_lines == {f"s{n}": len(lines) for n, (lines, _) in enumerate(shards)}
     assert bool(index) == bool(shards)
 
@@ -104,7 +104,7 @@ def test_the_order_of_the_shards_is_the_askers(tmp_path: Path) -> None:
     """Of two shards with one request the first one given answers, whichever was indexed first."""
     shards = given_shards(tmp_path, of(range(5), range(4, 9)))
     for order in (shards, shards[::-1]):
-        assert Known(order, tmp_path / "index").get(identity(4)) == (order[0][0], 4 if order[0][0] == "s0" else 0)
+        assert Known(order, tmp_path / "index").find([identity(4)])[0] == (order[0][0], 4 if order[0][0] == "s0" else 0)
 
 
 def test_two_shards_may_have_one_manifest(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_reuse_is_asked_about_found_lines_only(tmp_path: Path) -> None:
 def test_nothing_known_is_nothing_made(tmp_path: Path) -> None:
     """Without shards there is no index, no folder, and nothing is found."""
     index = Known([], tmp_path / "index")
-    assert (bool(index), index.find([identity(1)]), index.get(identity(1))) == (False, [None], None)
+    assert (bool(index), index.find([identity(1)]), index.find([identity(1)])[0]) == (False, [None], None)
     assert not (tmp_path / "index").exists()
 
 
@@ -146,7 +146,7 @@ def test_it_is_kept_for_the_next_plan(tmp_path: Path) -> None:
     for _, path, _ in shards:
         path.write_bytes(b"")
     index = Known(shards, tmp_path / "index")
-    assert index.get(identity(15)) == ("s1", 5)
+    assert index.find([identity(15)])[0] == ("s1", 5)
     assert index.n_lines == {"s0": 10, "s1": 10}
 
 
@@ -246,7 +246,7 @@ def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
     Known(shards, folder)
     (folder / name).write_bytes(small)
     (folder / "abc.part").write_bytes(b"half")
-    assert Known(shards, folder).get(identity(3)) == ("s0", 3)
+    assert Known(shards, folder).find([identity(3)])[0] == ("s0", 3)
     assert (name in runs(folder), (folder / "abc.part").exists(), len(runs(folder))) == (False, False, 1)
 
 

@@ -89,9 +89,12 @@ class Shelf:
                 return [{"body": json.dumps({"rows_blob": self.rows_blob}), "terms": terms}]
             case "plan_shards":
                 return list(self.shards)
+            case "withdrawals":
+                return []
             case _:
                 assert statement == "shards_of_root"
-                return [*reversed(self.files[of["root"]]), {"results_blob": None, "settled_us": None, "attempt": 9}]
+                sent = [{"id": str(n), **file} for n, file in enumerate(self.files[of["root"]])]
+                return [*reversed(sent), {"id": "9", "results_blob": None, "settled_us": None, "attempt": 9}]
 
 
 Shard = tuple[int, bool, Sequence[Sequence[Record]]]  # lines, paid by another job, results of each time it was sent

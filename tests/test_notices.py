@@ -126,7 +126,7 @@ def test_slow_is_no_alarm() -> None:
     """What is within what was seen is not told."""
     assert of_finding(Slow("s1", 1, 0.1, 0.9, 5, "64"), "labels", AT, "ledger") is None
     kinds = {found.kind for found in vars(watching).values() if isinstance(getattr(found, "kind", None), str)}
-    assert kinds - ALARMS == {"slow", "blocked", "growing"}
+    assert kinds - ALARMS == {"slow", "blocked", "idle", "growing"}
 
 
 def test_a_body_reads_back() -> None:

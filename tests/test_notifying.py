@@ -341,7 +341,7 @@ def test_a_budgets_shares_are_told_once_each(ledger: Ledger) -> None:
         for _ in range(2):
             clock.at += timedelta(seconds=1)
             found = notifying.findings(ledger, clock.now())
-            note(ledger, clock.now(), everyone=[ME], found=found, kinds=notifying.SEEN_HERE)
+            note(ledger, clock.now(), everyone=[ME], found=found)
         before = len(kept.sent)
         deliver(ledger, {}, clock, opened=kept.open)
         return [m.body["data"]["text"] for _, m in kept.sent[before:]]
@@ -364,7 +364,7 @@ def test_stale_and_unread_are_told_once(tmp_path: Path, ledger_url: str) -> None
 
         def look() -> list[str]:
             found = notifying.findings(ledger, here.now)
-            note(ledger, here.now, everyone=[ME], found=found, kinds=notifying.SEEN_HERE)
+            note(ledger, here.now, everyone=[ME], found=found)
             before = len(kept.sent)
             deliver(ledger, {}, here.clock, opened=kept.open)
             return sorted(m.body["type"] for _, m in kept.sent[before:])

@@ -94,6 +94,7 @@ HEAD = "apiVersion: v3.1.0\nkind: DataContract\nid: x\nversion: '1'\nstatus: act
         ("value: '30', unit: Minutes", 1800), ("value: 1, unit: w", 604_800), ("value: 0.0001, unit: h", None),
         ("value: -1, unit: d", None), ("value: soon, unit: d", None), ("value: true, unit: d", None),
         ("value: 3, unit: fortnights", None), ("value: 'inf', unit: d", None),
+        ("value: 3650, unit: d", 3650 * 86_400), ("value: 3651, unit: d", None), ("value: 9e15, unit: y", None),
     ],
 )  # fmt: skip
 def test_a_latency_of_another_tool_is_read_for_the_reader_that_is_named(

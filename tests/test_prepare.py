@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import resource
 import subprocess
@@ -31,7 +30,7 @@ from canwait.errors import BlobError, NotFound, SourceError, UnknownPrice
 from canwait.landing import read_manifest
 from canwait.lines import read_lines
 from canwait.plan import Earlier
-from canwait.planned import Prepared, load_plan, save_plan
+from canwait.planned import Prepared, keep_plan, planned_file
 from canwait.prepare import Known, prepare
 from canwait.providers.fake import FakeProvider
 from canwait.providers.openai import OpenAI
@@ -278,6 +277,19 @@ def test_rows_kept_together_are_shards_of_one_kind(blobs: Blobs) -> None:
     assert sorted((shard.by, shard.n_lines) for shard in plan.shards) == [("", 1), ("x", 1), ("x", 2), ("y", 2)]
 
 
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from("xyz"), min_size=1, max_size=60), st.integers(1, 9))
+def test_kinds_share_their_sizes_where_a_batch_is_told_by_its_size(kinds: list[str], most: int) -> None:
+    """However shards of several values are closed around each other, every row stands in one of its own value."""
+    rows = [{"id": str(n), "text": f"t{n}", "kind": kind} for n, kind in enumerate(kinds)]
+    with TemporaryDirectory() as folder:
+        job = replace(JOB, shard=ShardSpec(most, "kind"))
+        plan = planned(Blobs(Path(folder)), Rows(rows), job, tight(MarkClass.UNMARKED)).plan
+    assert Counter({k: kinds.count(k) for k in set(kinds)}) == sum(
+        (Counter({shard.by: shard.n_lines}) for shard in plan.shards), Counter()
+    )
+
+
 KINDS = [{"id": str(n), "text": f"t{n}", "kind": str(n)} for n in range(501)]
 
 
@@ -454,34 +466,28 @@ def test_a_damaged_file_leaves_no_plan(tmp_path: Path, blobs: Blobs) -> None:
 
 
 def test_a_kept_plan_is_found_by_its_id(blobs: Blobs) -> None:
-    """What is loaded is what was saved, weights included; saving again replaces it."""
-    first = planned(blobs, texts("a", "b", "a"))
-    save_plan(blobs, first)
-    assert load_plan(blobs, first.plan.id) == first
-    again = planned(blobs, texts("a", "b", "a"), known=known_of(blobs, first))
-    save_plan(blobs, again)
-    assert load_plan(blobs, first.plan.id) == again != first
+    """It is told which file it was made from; keeping it again replaces that."""
+    plan = planned(blobs, texts("a", "b", "a")).plan
+    for file in (Path("/jobs/a.yaml"), None):
+        keep_plan(blobs, plan.id, file)
+        assert planned_file(blobs, plan.id) == file
 
 
 @pytest.mark.parametrize("name", ["p_000000000000", "../../secret", "p_0123", "P_000000000000", ""])
 def test_an_id_that_names_no_plan_is_not_found(blobs: Blobs, name: str) -> None:
     """An unknown or malformed id is told so, and is never used as a path."""
     with pytest.raises(NotFound):
-        load_plan(blobs, name)
+        planned_file(blobs, name)
 
 
-def test_a_damaged_plan_is_not_run(blobs: Blobs) -> None:
-    """A kept plan that is no longer what was written is refused."""
-    prepared = planned(blobs, texts("a"))
-    save_plan(blobs, prepared)
-    path = blobs.folder / "plans" / f"{prepared.plan.id}.json"
-    blob = json.loads(path.read_text())["blob"]
-    blobs.path(blob).write_bytes(blobs.path(blob).read_bytes().replace(b"m-1", b"m-2"))
+@pytest.mark.parametrize("damage", ['{"job_f', "[]", "{}", '{"job_file": 7}'])
+def test_a_damaged_plan_is_not_run(blobs: Blobs, damage: str) -> None:
+    """What is kept of a plan and is no longer what was written is refused."""
+    plan = planned(blobs, texts("a")).plan
+    keep_plan(blobs, plan.id, Path("job.yaml"))
+    (blobs.folder / "plans" / f"{plan.id}.json").write_text(damage)
     with pytest.raises(BlobError, match="damaged"):
-        load_plan(blobs, prepared.plan.id)
-    path.write_text('{"blo')
-    with pytest.raises(BlobError, match="damaged"):
-        load_plan(blobs, prepared.plan.id)
+        planned_file(blobs, plan.id)
 
 
 @contextmanager
@@ -501,12 +507,13 @@ def test_a_full_disk_leaves_no_plan(blobs: Blobs, n_bytes: int) -> None:
     rows, job = texts(*[n % 40 for n in range(1_000)]), replace(JOB, shard=ShardSpec(max_rows=2))
     whole = planned(blobs, rows, job).plan
     with no_file_above(n_bytes), pytest.raises(BlobError, match="could not be written"):
-        save_plan(blobs, planned(blobs, rows, job))
+        keep_plan(blobs, planned(blobs, rows, job).plan.id, Path("job.yaml"))
     with pytest.raises(NotFound):
-        load_plan(blobs, whole.id)
+        planned_file(blobs, whole.id)
     assert list((blobs.folder / "tmp").iterdir()) == []
-    save_plan(blobs, planned(blobs, rows, job))
-    assert load_plan(blobs, whole.id).plan == whole
+    assert planned(blobs, rows, job).plan == whole
+    keep_plan(blobs, whole.id, Path("job.yaml"))
+    assert planned_file(blobs, whole.id) == Path("job.yaml")
 
 
 def test_memory_is_bounded_by_slots_not_by_rows(blobs: Blobs) -> None:
@@ -534,7 +541,7 @@ from pathlib import Path
 
 from canwait.blobs import Blobs
 from canwait.known import Known
-from canwait.planned import save_plan
+from canwait.planned import keep_plan
 from canwait.prepare import prepare
 from canwait.providers.openai import OpenAI
 from canwait.sources.opening import open_source
@@ -554,7 +561,7 @@ prepared = prepare(
     price_of=lambda tier: Price("openai", "m", tier, Decimal(1), Decimal(1), None, None, "test", date(2026, 11, 1)),
     earlier=None, now=datetime(2026, 11, 21, tzinfo=UTC),
 )
-save_plan(Blobs(folder / "blobs"), prepared)
+keep_plan(Blobs(folder / "blobs"), prepared.plan.id, folder / "job.yaml")
 assert (prepared.plan.n_new, prepared.plan.n_bad_rows) == (n_rows, 0)
 # Not ru_maxrss: that starts with what the parent process had.
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import sqlite3
 import tempfile
+from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,11 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import canwait
-from canwait import changes, errors, publishing
+from canwait import changes, errors, loading, published, publishing
 from canwait.blobs import Blobs
 from canwait.cron import longest_gap_s, next_fire
+from canwait.freshness import Blocked, Contract
 from canwait.published import PublishedRows, keeping
 from canwait.simulator import schema_answer
+from gated import client_of, inspection, job, judged, model
 from shelf import SCHEMA, batch_of, shelf, utc
 from simulated import changed, desk
 
@@ -67,7 +74,7 @@ def test_loading_again_publishes_nothing_and_running_again_renews_the_age(tmp_pa
         assert office.run().code == 0
         with changed(office.folder, office.env), canwait.connect() as client:
             again, second = publishing.publications(client.ledger, "labels")
-        assert again == first
+        assert again == replace(first, effective_until=second.produced_at)
         assert (second.version, second.cost_micros, second.blob) == (2, 0, first.blob)
         assert second.source_as_of > first.source_as_of
         assert second.components == first.components
@@ -79,7 +86,7 @@ def test_rows_that_were_lost_are_kept_again_by_the_next_load(tmp_path: Path) -> 
         office.write(6)
         office.run()
         with changed(office.folder, office.env), canwait.connect() as client:
-            made = publishing.newest(client.ledger, "labels")
+            made = publishing.newest(client.ledger, "labels", client.clock.now())
             assert made is not None
             client.blobs.path(made.blob).unlink()
             with pytest.raises(errors.BlobError, match="is missing from"):
@@ -172,7 +179,256 @@ def test_a_load_that_fails_publishes_nothing(tmp_path: Path) -> None:
             assert sorted(client.blobs.folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("load", ["labels.parquet", {"to": "sqlite:///labels.db", "table": "labels"}])
+@pytest.mark.parametrize("moment", ["before its first row", "behind its last row"])
+def test_a_load_that_began_earlier_never_overwrites_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Any, moment: str
+) -> None:
+    """Two runs of a job at once, of an older and of a newer plan: whichever is slow, the target ends with what the newest
+    publication has."""
+
+    def answer(text: str) -> dict[str, str]:
+        return {"label": "new" if "Anew" in text else "old"}
+
+    with client_of(tmp_path, answer) as ours, ours.again() as other:
+        terms: dict[str, Any] = {"quality": None, "load": load}
+        older = job(ours, tmp_path, ["one", "two"], **terms)
+        newer = job(other, tmp_path, ["one", "two"], prompt="Anew: {{ text }}", **terms)
+        order: list[str] = []
+
+        def overtake() -> None:
+            if not order:
+                order.append("newer")
+                newer.run()
+
+        def behind(kept: published.Kept, batches: Any) -> Any:
+            yield from passing(kept, batches)
+            if not order:
+                order.append("newer")
+                newer.open()  # its rows are back, and its load is waiting for this one
+                other.engine.run("labels")
+
+        def before(*args: Any) -> Any:
+            overtake()
+            return keep(*args)
+
+        passing, keep = published.Kept.passing, loading.keeping
+        if moment == "before its first row":
+            monkeypatch.setattr(loading, "keeping", before)
+        else:
+            monkeypatch.setattr(published.Kept, "passing", behind)
+        older.run()
+        assert order == ["newer"]
+        published_rows = canwait.reader("labels", as_="me", max_age="24h", client=ours)
+        assert {hit.value["label"] for hit in published_rows.rows()} == {"new"}
+        if isinstance(load, str):
+            assert set(pq.read_table(tmp_path / load)["label"].to_pylist()) == {"new"}
+        else:
+            with closing(sqlite3.connect(tmp_path / "labels.db")) as base:
+                assert base.execute("SELECT DISTINCT label FROM labels").fetchall() == [("new",)]
+        assert ours.ledger.job("labels")["state"] == "completed"
+
+
+def test_a_load_by_hand_says_that_the_answers_changed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target is as it was, in one sentence with what to do."""
+    with client_of(tmp_path) as client:
+        older = job(client, tmp_path, ["one"], quality=None)
+        older.run()
+        before = (tmp_path / "labels.parquet").read_bytes()
+        keep = loading.keeping
+
+        def overtaken(*args: Any) -> Any:
+            job(client, tmp_path, ["one", "two"], quality=None).open()
+            return keep(*args)
+
+        monkeypatch.setattr(loading, "keeping", overtaken)
+        with pytest.raises(errors.SinkBusy, match="changed while they were loaded"):
+            older.load()
+        assert (tmp_path / "labels.parquet").read_bytes() == before
+
+
+# -------------------------------------------------------------------------------------------------- jobs without a target
+
+
+def test_a_frame_that_was_answered_is_read_by_its_name(tmp_path: Path) -> None:
+    """`canwait.map` loads nothing, and what it made is a publication all the same; running it again renews the age, for
+    nothing, and with the same file."""
+    frame = pd.DataFrame({"id": ["a", "b"], "text": ["one", "two"]})
+    terms: dict[str, Any] = {"model": "openai/gpt-6-luna", "key": "id", "prompt": "{{ text }}", "budget_usd": 1}
+    with client_of(tmp_path, lambda text: {"label": text}) as client:
+        schema = {"type": "object", "properties": {"label": {"type": "string"}}, "required": ["label"]}
+        work = canwait.map(frame, "mapped", max_output_tokens=9, output=schema, client=client, **terms)
+        model(client).failing = {"two"}
+        work.run()
+        first = canwait.reader("mapped", as_="me", max_age="24h", client=client)
+        made = publishing.newest(client.ledger, "mapped", client.clock.now())
+        assert made is not None
+        assert (made.rows, made.failed, made.version) == (1, 1, 1)
+        assert [(hit.key, hit.value) for hit in first.rows()] == [("a", {"label": "one"})]
+        client.clock.sleep(60)
+        work.run()
+        again = publishing.newest(client.ledger, "mapped", client.clock.now())
+        assert again is not None
+        assert (again.version, again.blob, again.rows, again.failed, again.cost_micros) == (2, made.blob, 1, 1, 0)
+        assert again.components == made.components
+        assert again.source_as_of > made.source_as_of
+
+
+def test_a_job_without_a_target_publishes_behind_its_gate_and_only_what_is_usable(tmp_path: Path) -> None:
+    """Nothing before it is accepted; nothing of a job that was given up, or that has no usable row."""
+    with client_of(tmp_path) as client:
+        gated = job(client, tmp_path, 30, load=None)
+        gated.run()
+        assert publishing.publications(client.ledger, "labels") == []
+        judged(inspection(gated), lambda text, answer: True, client)
+        gated.run()
+        (made,) = publishing.publications(client.ledger, "labels")
+        assert (made.rows, made.verdict[:8]) == (30, "accepted")
+        refused = job(client, tmp_path, 30, load=None, name="refused")
+        refused.run()
+        judged(inspection(refused), lambda text, answer: False, client)
+        refused.run()
+        empty = job(client, tmp_path, ["one"], load=None, quality=None, name="empty")
+        model(client).failing = {"one"}
+        empty.run()
+        ended = job(client, tmp_path, ["two"], load=None, quality=None, name="ended")
+        ended.open()
+        client.cancel("ended")
+        ended.run()
+        for name in ("refused", "empty", "ended"):
+            assert publishing.publications(client.ledger, name) == []
+
+
 # ----------------------------------------------------------------------------------------------------------- the ledger
+
+
+def test_a_publication_is_effective_until_its_input_is_known_to_have_changed(tmp_path: Path, ledger_url: str) -> None:
+    """From the moment another input was read, though its answers are not there yet; what is read says so, and is no staler."""
+    with shelf(tmp_path, ledger_url) as s:
+        s.publish({"a": "bug"})
+        labels = s.reader(max_age="24h")
+        s.wait(hours=1)
+        s.see(s.now, source="plan 0")
+        hit = labels.get("a")
+        assert hit is not None
+        assert hit.effective_until is None
+        s.wait(hours=1)
+        changed_at = s.now
+        s.open(changed_at)
+        s.wait(hours=1)
+        s.see(s.now)
+        hit = labels.get("a")
+        assert hit is not None
+        assert (hit.effective_until, hit.stale, hit.age) == (changed_at, False, 3 * HOUR)
+        (said,) = [e.reason for e in s.client.ledger.events(job="job") if e.kind == "outdated"]
+        assert said == "version 1: its input has changed"
+        s.load({"a": "account"})
+        assert publishing.publications(s.client.ledger, "job")[0].effective_until == changed_at
+        hit = labels.get("a")
+        assert hit is not None
+        assert (hit.version, hit.effective_until) == (2, None)
+
+
+def test_a_clock_that_was_ahead_hides_nothing(tmp_path: Path, ledger_url: str) -> None:
+    """What it dated into the future is not fresh; the same job run with a right clock publishes again, is read at once, and
+    is what is read when the wrong date has come."""
+    with shelf(tmp_path, ledger_url) as s:
+        s.publish({"a": "first"})
+        labels = s.reader(max_age="1h", on_stale="serve")
+        s.wait(minutes=10)
+        right = s.now
+        s.wait(hours=40)
+        s.publish({"a": "second"})
+        s.clock.at = right
+        hit = labels.get("a")
+        assert hit is not None
+        assert (hit.version, hit.stale) == (2, True)
+        assert isinstance(s.reader("strict", max_age="1h").outcome, Blocked)
+        s.see(s.now)
+        assert s.load({"a": "second"}).version == 3
+        for hours in (0, 1, 39):
+            s.wait(hours=hours)
+            hit = labels.get("a")
+            assert hit is not None
+            assert (hit.version, hit.age) == (3, s.now - right)
+        told = [e.reason for e in s.client.ledger.events(job="job") if e.kind == "outdated"]
+        assert told[1:] == [f"version 2: it cannot have been read at {right + 40 * HOUR:%Y-%m-%d %H:%M} UTC"]
+
+
+def test_rows_that_nobody_can_need_are_removed(tmp_path: Path, ledger_url: str) -> None:
+    """Thirty days after they were replaced, or as long as a reader accepts; never those of the newest, nor of a file that
+    another publication has, too; a reader that has one open reads on."""
+    with shelf(tmp_path, ledger_url) as s:
+        blobs, ledger = s.client.blobs, s.client.ledger
+
+        def sweep() -> list[bool]:
+            publishing.forget(ledger, "job", s.now, lambda blob: published.remove(blobs, blob))
+            made = publishing.publications(ledger, "job")
+            assert all(p.kept == published.is_there(blobs, p.blob) for p in made)
+            return [p.kept for p in made]
+
+        first = s.publish({"a": "1"})
+        labels = s.reader(max_age="1h", on_stale="serve")
+        assert labels.get("a") is not None
+        opened = PublishedRows(blobs, first.blob, "id")
+        s.wait(days=400)
+        assert sweep() == [True]
+        s.publish({"a": "2"})
+        assert sweep() == [True, True]
+        s.wait(days=29)
+        assert sweep() == [True, True]
+        s.wait(days=2)
+        publishing.declare(ledger, Contract("job", "archive", 40 * 86_400, "serve"), "ada", s.now)
+        assert sweep() == [True, True]
+        s.wait(days=10)
+        assert sweep() == [False, True]
+        assert (opened.find("a") or {})["label"] == "1"
+        assert list((blobs.folder / "keys").glob(f"{first.blob}*")) == []
+        assert labels.get("a") is not None
+        assert [e.reason for e in ledger.events(job="job") if e.kind == "forgotten"] == [
+            f"1 publications from before {s.now - timedelta(days=40):%Y-%m-%d} have their rows removed"
+        ]
+
+
+@pytest.mark.parametrize("where", ["before forget", "after forget", "before forgotten", "after forgotten"])
+def test_a_crash_while_rows_are_removed_leaves_none_that_is_missing(tmp_path: Path, where: str) -> None:
+    """What readers can see always has its file, and the next call finishes what a dead one began."""
+
+    def kill(here: str) -> None:
+        if here == where:
+            raise Killed
+
+    with shelf(tmp_path) as s:
+        blobs, ledger = s.client.blobs, s.client.ledger
+        old = s.publish({"a": "1"})
+        s.wait(days=1)
+        s.publish({"a": "2"})
+        s.wait(days=31)
+        ledger.db.fault = kill
+        with pytest.raises(Killed):
+            publishing.forget(ledger, "job", s.now, lambda blob: published.remove(blobs, blob))
+        ledger.db.fault = lambda here: None
+        made = publishing.publications(ledger, "job")
+        assert all(published.is_there(blobs, p.blob) for p in made if p.kept)
+        publishing.forget(ledger, "job", s.now, lambda blob: published.remove(blobs, blob))
+        assert not published.is_there(blobs, old.blob)
+        assert s.reader(max_age="90d").get("a") is not None
+
+
+def test_answers_whose_rows_were_removed_are_published_with_a_file_again(tmp_path: Path) -> None:
+    """An input that comes back after its publication was forgotten is another publication, whose rows are there."""
+    with client_of(tmp_path) as client:
+        for texts in (["one"], ["one", "two"], ["one", "two", "three"], ["one"]):
+            for _ in range(2):  # the one before is forgotten by the next publication
+                client.clock.sleep(31 * 86_400)
+                job(client, tmp_path, texts, quality=None, load=None).run()
+        made = publishing.publications(client.ledger, "labels")
+        assert [p.kept for p in made[:4]] == [False] * 4
+        assert made[-1].kept
+        assert canwait.reader("labels", as_="me", max_age="1h", client=client).get("k0") is not None
+        assert made[-1].blob == made[0].blob
 
 
 def test_versions_rise_and_the_newest_input_is_what_readers_see(tmp_path: Path, ledger_url: str) -> None:
@@ -184,11 +440,13 @@ def test_versions_rise_and_the_newest_input_is_what_readers_see(tmp_path: Path, 
         late = s.publish({"a": "older"}, as_of=s.now - DAY)
         ledger = s.client.ledger
         assert [p.version for p in publishing.publications(ledger, "job")] == [1, 2]
-        assert publishing.newest(ledger, "job") == now
+        assert publishing.newest(ledger, "job", s.now) == now
         assert late.produced_at > now.produced_at
+        assert (now.effective_until, late.effective_until) == (None, late.produced_at)
         s.wait(minutes=5)
         newer = s.publish({"a": "newer"})
-        assert publishing.newest(ledger, "job") == newer
+        assert publishing.newest(ledger, "job", s.now) == newer
+        assert publishing.publications(ledger, "job")[0].effective_until == newer.produced_at
 
 
 def test_answers_that_changed_meanwhile_are_not_published(tmp_path: Path) -> None:
@@ -199,7 +457,7 @@ def test_answers_that_changed_meanwhile_are_not_published(tmp_path: Path) -> Non
         s.open(s.now)
         blob = s.client.blobs.put(b"rows")
         found = publishing.publish(s.client.ledger, draft, s.job, blob=blob, rows=1, failed=0, models=(), now=s.now)
-        assert (found, publishing.newest(s.client.ledger, "job")) == (None, None)
+        assert (found, publishing.newest(s.client.ledger, "job", s.now)) == (None, None)
 
 
 def test_another_verdict_is_another_publication(tmp_path: Path) -> None:
@@ -320,6 +578,28 @@ def test_keys_of_many_row_groups_are_found_and_a_damaged_index_is_made_again(
     index.write_bytes(index.read_bytes()[:-5])
     assert (PublishedRows(blobs, kept.blob, "id").find("k77") or {})["label"] == "77"
     assert index.stat().st_size == 12 * len(keys)
+
+
+def test_an_index_is_on_the_disk_before_it_is_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut leaves none or a whole one: its bytes are synced before it gets its name, and the name after."""
+    blobs = Blobs(tmp_path)
+    with keeping(blobs, SCHEMA, "fields") as kept:
+        list(kept.passing([batch_of({"a": "1"}, utc("2026-11-01"))]))
+    said: list[str] = []
+    sync, replace_ = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        said.append(Path(f"/proc/self/fd/{handle}").resolve().name)
+        sync(handle)
+
+    def replaced(source: Any, target: Any) -> None:
+        said.append(f"{Path(source).name} -> {Path(target).parent.name}")
+        replace_(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    assert PublishedRows(blobs, kept.blob, "id").find("a") is not None
+    assert said == ["index", "index -> keys", "keys"]
 
 
 # -------------------------------------------------------------------------------------------------------- the schedule

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +20,15 @@ import pyarrow as pa
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pydantic import BaseModel
 
 import canwait
 from canwait import errors, publishing
-from canwait.freshness import Blocked, Contract, Fresh, NeverBuilt, Stale
+from canwait.drills.histories import VirtualClock
+from canwait.freshness import Blocked, Contract, Fresh, NeverBuilt, OnStale, Publication, Stale
+from canwait.types import Limits
+from gated import Model, client_of, job, right
 from shelf import Shelf, shelf
 from simulated import changed, desk
 
@@ -53,7 +59,7 @@ def test_a_row_says_how_old_it_is_and_what_it_passed(books: Shelf) -> None:
         assert (hit.version, hit.gate, hit.model) == (1, "no gate", "m-1")
         assert labels.get("c") is None
         assert labels.age == HOUR
-        assert labels.publication == publishing.newest(books.client.ledger, "job")
+        assert labels.publication == publishing.newest(books.client.ledger, "job", books.now)
         assert [h.key for h in labels.rows()] == ["a", "b"]
 
 
@@ -180,7 +186,14 @@ def test_readers_of_real_answers_get_their_model(tmp_path: Path) -> None:
         ({"max_age": "1h", "on_stale": "refresh"}, "are stated together"),
         ({"max_age": "1h", "refresh": "job.yaml"}, "are stated together"),
         ({"max_age": "soon"}, "max_age"),
-        ({"max_age": "1h", "missed_runs": -1}, "no fewer than 0"),
+        ({"max_age": ""}, "max_age"),
+        ({"max_age": timedelta(0)}, "more than nothing"),
+        ({"max_age": timedelta(days=-1)}, "more than nothing and at most 3650d"),
+        ({"max_age": timedelta(days=3651)}, "at most 3650d"),
+        ({"max_age": "3651d"}, "at most 3650d"),
+        ({"max_age": 24}, "max_age"),
+        ({"max_age": "1h", "missed_runs": 1001}, "from 0 to 1000"),
+        ({"max_age": "1h", "missed_runs": -1}, "from 0 to 1000 missed runs"),
     ],
 )
 def test_terms_that_mean_nothing_are_refused(books: Shelf, terms: dict[str, Any], says: str) -> None:
@@ -188,6 +201,41 @@ def test_terms_that_mean_nothing_are_refused(books: Shelf, terms: dict[str, Any]
     with pytest.raises(errors.SpecError, match=says):
         books.reader(**terms)
     assert books.client.ledger.query("contracts", job="") == []
+
+
+@pytest.mark.parametrize(
+    ("revised", "gets"), [("block", Blocked), ("live", Blocked), ("serve", Stale), ("refresh", Stale)]
+)
+def test_a_revision_to_block_counts_though_the_code_says_serve(books: Shelf, revised: Any, gets: type) -> None:
+    """What is done past the age is a term like the age: the stricter of the two counts, at once, in a reader that is open."""
+    books.publish({"a": "bug"})
+    serving, blocking = books.reader("s", max_age="1h", on_stale="serve"), books.reader("b", max_age="1h")
+    books.wait(hours=2)
+    assert isinstance(serving.outcome, Stale)
+    for name in ("s", "b"):
+        contract = Contract("job", name, 3600, revised)
+        publishing.revise(books.client.ledger, contract, "ada", books.now)
+    assert type(serving.outcome) is gets
+    assert isinstance(blocking.outcome, Blocked)
+
+
+def test_without_terms_a_reader_has_those_that_were_stated(books: Shelf) -> None:
+    """Its age, and what is done past it; what code says beside counts where it is stricter. `live` is refused here too."""
+    books.publish({"a": "bug"})
+    books.wait(hours=2)
+    ledger = books.client.ledger
+    publishing.declare(ledger, Contract("job", "dash", 3600, "serve"), "ada", books.now)
+    assert books.reader().contract == Contract("job", "dash", 3600, "serve")
+    assert isinstance(books.reader().outcome, Stale)
+    assert isinstance(books.reader(on_stale="block").outcome, Blocked)
+    publishing.declare(ledger, Contract("job", "quick", 3600, "live"), "ada", books.now)
+    with pytest.raises(errors.SpecError, match="`live` is not served"):
+        books.reader("quick")
+    publishing.declare(ledger, Contract("job", "again", 3600, "refresh"), "ada", books.now)
+    assert isinstance(books.reader("again").outcome, Stale)
+    told: list[object] = []
+    assert books.reader("again", refresh=told.append).get("a") is not None
+    assert [type(outcome) for outcome in told] == [Stale]
 
 
 # ------------------------------------------------------------------------------------------------------- what is recorded
@@ -232,6 +280,70 @@ def test_reads_by_key_are_recorded_in_groups(books: Shelf) -> None:
     labels.get("a")
     labels.close()
     assert recorded() == [1000, 1000, 1]
+
+
+def failing(books: Shelf, *transactions: str) -> None:
+    """From now on these cannot be committed."""
+
+    def fault(where: str) -> None:
+        if where.removeprefix("before ") in transactions:
+            raise errors.LedgerError("the disk is full")
+
+    books.client.ledger.db.fault = fault
+
+
+def test_a_ledger_that_cannot_be_written_stops_no_read_and_loses_none(
+    books: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reads go on, of one version and of the next; it is said once; when it can be written again every read is counted."""
+    books.publish({"a": "bug"})
+    with books.reader(max_age="24h") as labels:
+        failing(books, "record")
+        for _ in range(2100):
+            assert labels.get("a") is not None
+        books.wait(minutes=5)
+        assert labels.frame() is not None
+        assert labels.get("a") is not None
+        books.publish({"a": "billing"})
+        assert labels.get("a") is not None
+        assert [r.message.partition(":")[0] for r in caplog.records] == [
+            "reads of job by dash could not be recorded, and are kept till they can"
+        ]
+        failing(books)
+        books.wait(minutes=1)
+        assert labels.get("a") is not None
+    found = books.client.ledger.query("readings", job="job", reader="dash", count=99)
+    assert {r["version"]: sum(r2["n_reads"] for r2 in found if r2["version"] == r["version"]) for r in found} == {
+        1: 2102, 2: 2,
+    }  # fmt: skip
+
+
+def test_a_lone_read_is_recorded_though_no_other_comes(books: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its minute, without another read and without the reader being closed; also if the first try failed."""
+    monkeypatch.setattr("canwait.reading._APART", timedelta(milliseconds=20))
+    books.publish({"a": "bug"})
+    failing(books, "record")
+    labels = books.reader(max_age="24h")
+    labels.get("a")
+    books.wait(seconds=1)
+    failing(books)
+    for _ in range(500):
+        if books.client.ledger.query("readings", job="job", reader="dash", count=9):
+            break
+        time.sleep(0.01)
+    assert [r["n_reads"] for r in books.client.ledger.query("readings", job="job", reader="dash", count=9)] == [1]
+
+
+def test_a_closed_reader_leaves_no_timer(books: Shelf) -> None:
+    """What waits to be recorded is, and nothing of it runs on."""
+    books.publish({"a": "bug"})
+    with books.reader(max_age="24h") as labels:
+        labels.get("a")
+        assert sum(isinstance(t, threading.Timer) for t in threading.enumerate()) == 1
+    for t in threading.enumerate():
+        if isinstance(t, threading.Timer):
+            t.join(5)
+    assert sum(isinstance(t, threading.Timer) for t in threading.enumerate()) == 0
 
 
 def test_threads_share_a_reader(books: Shelf) -> None:
@@ -294,6 +406,32 @@ def test_a_refresh_that_raises_gives_the_turn_back(books: Shelf) -> None:
     assert [type(outcome) for outcome in told] == [Stale]
 
 
+def test_a_refresh_that_cannot_be_asked_for_stops_no_read(books: Shelf, caplog: pytest.LogCaptureFixture) -> None:
+    """The stale answer is served, it is said once, and the next reader asks when it can."""
+    told: list[object] = []
+    books.publish({"a": "bug"})
+    books.wait(hours=2)
+    labels = books.reader(max_age="1h", on_stale="refresh", refresh=told.append)
+    failing(books, "begin_refresh")
+    assert [labels.get("a") is not None for _ in range(3)] == [True] * 3
+    assert [r.message for r in caplog.records] == ["refreshing job could not be asked for: the disk is full"]
+    failing(books)
+    labels.get("a")
+    assert len(told) == 1
+
+
+def test_what_a_person_had_blocked_is_refreshed_all_the_same(books: Shelf) -> None:
+    """A reader that would have it made again has it made, though it is not served meanwhile."""
+    told: list[object] = []
+    books.publish({"a": "bug"})
+    labels = books.reader(max_age="1h", on_stale="refresh", refresh=told.append)
+    publishing.revise(books.client.ledger, Contract("job", "dash", 3600, "block"), "ada", books.now)
+    books.wait(hours=2)
+    with pytest.raises(errors.StaleResult):
+        labels.get("a")
+    assert [type(outcome) for outcome in told] == [Blocked]
+
+
 def test_nothing_built_yet_is_built_by_the_first_reader(books: Shelf) -> None:
     """The first reader of a job that never ran is told, too."""
     told: list[object] = []
@@ -353,6 +491,29 @@ def test_a_job_that_cannot_be_refreshed_is_not_tried_all_the_time(tmp_path: Path
             assert ["no such job file" in e.reason for e in failed] == [True]
 
 
+class Broken(Model):
+    """An adapter with a mistake in it."""
+
+    def limits(self, model: str) -> Limits:
+        raise TypeError("a mistake")
+
+
+def test_a_refresh_that_breaks_is_an_event(tmp_path: Path) -> None:
+    """Also where it is no error of canwait's: what went wrong in the background stands in the journal, and reads go on."""
+    with client_of(tmp_path) as client:
+        work = job(client, tmp_path, ["one"], quality=None)
+        work.run()
+        client.clock.sleep(7200)
+        client.adopt(Broken(VirtualClock(), right))
+        labels = canwait.reader("labels", as_="me", max_age="1h", on_stale="refresh", refresh=work.value, client=client)
+        for _ in range(2):
+            assert labels.get("k0") is not None
+            for thread in [t for t in threading.enumerate() if t.name == "refresh labels"]:
+                thread.join()
+        failed = [e.reason for e in client.ledger.events(job="labels") if e.kind == "refresh_failed"]
+    assert failed == ["TypeError: a mistake"]
+
+
 _ASK = """
 import sys
 from datetime import datetime, timedelta, UTC
@@ -391,81 +552,145 @@ def test_two_processes_refresh_once(ledger_url: str) -> None:
 # ------------------------------------------------------------------------------------------------------- over all of time
 
 
+@dataclass
+class Made:
+    """What the machine knows of a publication: truly, and by its writer's clock."""
+
+    version: int
+    as_of: datetime  # by that clock
+    read: datetime  # in truth
+    until: datetime | None = None
+
+
 class Reading(RuleBasedStateMachine):
-    """Publications of any input in any order, revisions, new terms and reads, while time passes."""
+    """Publications of any input in any order, by writers whose clocks are right or wrong, inputs that are found changed,
+    revisions, new terms and reads, while time passes."""
 
-    readers = Bundle("readers")
-
-    @initialize(folder=st.just(None))
-    def begin(self, folder: None) -> None:
-        import tempfile
-
+    @initialize()
+    def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.made = Shelf(Path(self.folder.name), f"sqlite:///{self.folder.name}/ledger.db")
-        self.inputs: list[tuple[datetime, int]] = []  # when each was read, and its version
-        self.accepted: dict[str, int] = {}  # by reader: what its code accepts, seconds
-        self.revised: dict[str, int] = {}  # by reader: what counts in the ledger
-        self.stated: dict[str, int] = {}
+        self.books = Shelf(Path(self.folder.name), f"sqlite:///{self.folder.name}/ledger.db")
+        self.made: list[Made] = []
+        self.code: dict[str, Contract] = {}  # by reader: what its code accepts
+        self.declared: dict[str, Contract] = {}
+        self.stated: dict[str, Contract] = {}  # what counts in the ledger
         self.open: dict[str, Any] = {}
+
+    def seen(self, now: datetime) -> Made | None:
+        """The one of the latest input, of those that may be dated so; or what was made after it and may not."""
+        right = [m for m in self.made if not self.is_wrong(m, now)]
+        best = max(right, key=lambda m: (m.as_of, m.version), default=None)
+        wrong = [
+            m for m in self.made
+            if self.is_wrong(m, now) and (best is None or (m.version > best.version and m.as_of >= best.as_of))
+        ]  # fmt: skip
+        return wrong[-1] if wrong else best
+
+    def is_wrong(self, m: Made, now: datetime) -> bool:
+        return m.as_of - min(now, m.until or now) > timedelta(minutes=1)
+
+    def publish(self, as_of: datetime, read: datetime, load: Callable[[], Publication]) -> None:
+        now = self.books.now
+        before = self.seen(now)
+        made = load()
+        if made.version > len(self.made):
+            self.made.append(Made(made.version, as_of, read))
+            for m in (before, self.made[-1]):
+                if m is not None and m is not self.seen(now) and m.until is None:
+                    m.until = now
+
+    def opened(self, as_of: datetime, *, other: bool) -> None:
+        """An input was read, which is another than the one that was published last, or the same."""
+        last = self.seen(self.books.now)
+        if last is None or last.until is not None:
+            return
+        if self.is_wrong(last, self.books.now):
+            last.until = self.books.now
+        elif other and as_of > last.as_of:
+            last.until = as_of
 
     @rule(hours=st.integers(0, 30), micros=st.integers(0, 2))
     def pass_time(self, hours: int, micros: int) -> None:
-        self.made.wait(hours=hours, microseconds=micros)
+        self.books.wait(hours=hours, microseconds=micros)
 
-    @rule(age_h=st.integers(0, 60))
-    def publish(self, age_h: int) -> None:
-        as_of = self.made.now - age_h * HOUR
-        made = self.made.publish({"row": f"{len(self.inputs) + 1}"}, as_of=as_of)
-        self.inputs.append((as_of, made.version))
+    @rule(age_h=st.integers(0, 60), ahead=st.sampled_from([timedelta(0), timedelta(seconds=30), 5 * HOUR, 40 * HOUR]))
+    def publish_another(self, age_h: int, ahead: timedelta) -> None:
+        now = self.books.now
+        self.books.clock.at = now + ahead
+        as_of = now - age_h * HOUR + ahead
+        self.opened(as_of, other=True)
+        self.books.open(as_of)
+        row = {"row": f"{len(self.made) + 1}"}
+        self.publish(as_of, now - age_h * HOUR, lambda: self.books.load(row))
+        self.books.clock.at = now
+
+    @precondition(lambda self: self.made)
+    @rule()
+    def read_the_input_again(self) -> None:
+        now = self.books.now
+        last = self.seen(now)
+        self.opened(now, other=last is None or last.version < self.made[-1].version)
+        self.books.see(now)
+        self.publish(now, now, lambda: self.books.load({"row": "the same"}))
 
     @rule()
-    def read_input_again(self) -> None:
-        if self.inputs:
-            self.made.see(self.made.now)
-            made = self.made.load({"row": "the same"})
-            if made.version > len(self.inputs):
-                self.inputs.append((self.made.now, made.version))
+    def find_it_changed(self) -> None:
+        self.opened(self.books.now, other=True)
+        self.books.open(self.books.now)
 
     @rule(name=st.sampled_from(["one", "two"]), hours=st.sampled_from([1, 24, 48]), serve=st.booleans())
     def declare(self, name: str, hours: int, serve: bool) -> None:
-        stale = "serve" if serve else "block"
-        self.open[name] = self.made.reader(name, max_age=f"{hours}h", on_stale=stale)
-        self.accepted[name] = hours * 3600
-        if self.stated.get(name) != (hours, serve):  # saying the same again leaves a revision as it is
-            self.stated[name] = (hours, serve)  # type: ignore[assignment]
-            self.revised[name] = hours * 3600
+        stale: OnStale = "serve" if serve else "block"
+        self.open[name] = self.books.reader(name, max_age=f"{hours}h", on_stale=stale)
+        self.code[name] = Contract("job", name, hours * 3600, stale)
+        if self.declared.get(name) != self.code[name]:  # saying the same again leaves a revision as it is
+            self.declared[name] = self.stated[name] = self.code[name]
 
-    @rule(name=st.sampled_from(["one", "two"]), hours=st.sampled_from([1, 24, 72]))
-    def revise(self, name: str, hours: int) -> None:
-        if name in self.open:
-            contract = Contract("job", name, hours * 3600, "serve")
-            publishing.revise(self.made.client.ledger, contract, "a person", self.made.now)
-            self.revised[name] = hours * 3600
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), hours=st.sampled_from([1, 24, 72]), stale=st.sampled_from(["serve", "block", "refresh"]))
+    def revise(self, data: st.DataObject, hours: int, stale: OnStale) -> None:
+        name = data.draw(st.sampled_from(sorted(self.open)))
+        self.stated[name] = Contract("job", name, hours * 3600, stale)
+        publishing.revise(self.books.client.ledger, self.stated[name], "a person", self.books.now)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def take_what_is_stated(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.open)))
+        if self.stated[name].on_stale != "live":
+            self.open[name] = self.books.reader(name)
+            self.code[name] = self.stated[name]
 
     @invariant()
     def nothing_older_than_its_contract_is_fresh(self) -> None:
-        for name, labels in getattr(self, "open", {}).items():
-            now = self.made.now
-            limit = timedelta(seconds=min(self.accepted[name], self.revised[name]))
-            outcome = labels.outcome
-            if not self.inputs:
+        now = self.books.now
+        for name, labels in self.open.items():
+            code, stated = self.code[name], self.stated[name]
+            limit = timedelta(seconds=min(code.max_age_s, stated.max_age_s))
+            serves = code.on_stale != "block" and stated.on_stale != "block"
+            outcome, seen = labels.outcome, self.seen(now)
+            if seen is None:
                 assert isinstance(outcome, NeverBuilt)
                 continue
-            newest, version = max(self.inputs)
-            assert not isinstance(outcome, NeverBuilt)
-            assert (outcome.publication.source_as_of, outcome.publication.version) == (newest, version)
-            assert outcome.age == now - newest
-            assert isinstance(outcome, Fresh) == (now - newest <= limit)
+            assert outcome.publication.version == seen.version
+            assert outcome.publication.effective_until == seen.until
+            age = now - seen.as_of
+            assert outcome.age == age
+            fresh = age <= limit and not self.is_wrong(seen, now)
+            assert type(outcome) is (Fresh if fresh else Stale if serves else Blocked)
+            if fresh and seen.as_of == seen.read:
+                assert now - seen.read <= limit
             try:
                 hit = labels.get("row")
             except errors.StaleResult:
                 assert isinstance(outcome, Blocked)
                 continue
-            assert (hit.stale, hit.age, hit.version) == (now - newest > limit, now - newest, version)
+            assert (hit.stale, hit.age, hit.version) == (not fresh, age, seen.version)
+            assert hit.effective_until == seen.until
 
     def teardown(self) -> None:
-        if hasattr(self, "made"):
-            self.made.client.close()
+        if hasattr(self, "books"):
+            self.books.client.close()
             self.folder.cleanup()
 
 
@@ -491,8 +716,6 @@ def test_reading_on_the_command_line(tmp_path: Path) -> None:
         said = office.canwait("read", "labels", "--as", "me", "--max-age", "1s", "--on-stale", "serve")
         blocked = office.canwait("read", "labels", "--as", "strict", "--max-age", "1s", "--json")
         if blocked.code == 0:  # within a second of the run
-            import time
-
             time.sleep(1)
             blocked = office.canwait("read", "labels", "--as", "strict", "--json")
         assert (blocked.code, blocked.out, blocked.problem["code"]) == (8, "", "stale")

@@ -291,6 +291,23 @@ def test_what_has_changed_is_planned(office: Desk, what: str) -> None:
     assert (watch.planned, plans(office)) == (True, revision)
 
 
+def test_what_is_sent_is_reserved_at_the_prices_of_today(office: Desk) -> None:
+    """Shards opened at other prices are told as what they cost now: the limit holds for the bill that comes."""
+    with connected(office) as client:
+        planned = client.job(office.write(4)).open().worst_micros
+        tight = office.write_job("tight", prompt="Which? {{ text }}", budget={"usd": 2 * planned / 1e6}, load="t.csv")
+        client.job(tight).open()
+    env = price_rises(office)
+    with connected(office, **env) as client:
+        figures = client.job(office.folder / "job.yaml").run()
+        (reserved,) = [e for e in client.ledger.query("entries", budget="job:labels") if e["kind"] == "reserve"]
+        usage = figures.input_tokens * 9 + figures.output_tokens * 99  # micros: USD a million tokens
+        assert (figures.ok, figures.confirmed_micros) == (4, usage)
+        assert reserved["held_micros"] > 10 * planned
+        figures = client.job(tight).run()
+    assert (figures.ok, figures.failed, figures.submissions, figures.confirmed_micros) == (0, 4, 0, 0)
+
+
 def test_another_versions_plan_is_made_again(office: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that another version kept is not gone on with blindly: requests may be rendered otherwise by now."""
     path = begun(office)

@@ -332,6 +332,51 @@ def test_completed_may_mean_that_every_row_failed(begin: Begin) -> None:
 
 
 @pytest.mark.parametrize("shape", ["openai", "anthropic"])
+def test_a_cancel_may_not_be_heard(begin: Begin, shape: str) -> None:
+    """It is answered like any other, and the batch runs to its end; the next one is heard."""
+    sim = begin(cancel_deaf=1, never_ends=2)
+    batch = sim.submit(10) if shape == "openai" else sim.submit_messages(10)
+    api: Any = sim.openai.batches if shape == "openai" else sim.anthropic.messages.batches
+    sim.clock.advance(60)
+    status = "status" if shape == "openai" else "processing_status"
+    assert getattr(api.cancel(batch.id), status) == "in_progress"
+    sim.clock.advance(601)
+    assert getattr(api.retrieve(batch.id), status) == "in_progress"
+    assert getattr(api.cancel(batch.id), status) in ("cancelling", "canceling")
+
+
+@pytest.mark.parametrize("shape", ["openai", "anthropic"])
+def test_a_cancels_reply_may_be_an_error(begin: Begin, shape: str) -> None:
+    """It answers 500, and the batch is being cancelled all the same, for as long as the scenario says."""
+    sim = begin(cancel_5xx=1, cancel_lag=timedelta(seconds=400))
+    batch = sim.submit(10) if shape == "openai" else sim.submit_messages(10)
+    api: Any = sim.openai.batches if shape == "openai" else sim.anthropic.messages.batches
+    sim.clock.advance(60)
+    with pytest.raises((openai.InternalServerError, anthropic.InternalServerError)):
+        api.cancel(batch.id)
+    status = "status" if shape == "openai" else "processing_status"
+    sim.clock.advance(399)
+    assert getattr(api.retrieve(batch.id), status) in ("cancelling", "canceling")
+    sim.clock.advance(2)
+    assert getattr(api.retrieve(batch.id), status) in ("cancelled", "ended")
+
+
+def test_rows_may_finish_while_a_batch_is_cancelled(begin: Begin) -> None:
+    """Of a batch that is cancelled rows go on being answered, and billed, until it has ended."""
+    counts = []
+    for finishes in (0, 1):
+        sim = begin(cancel_finishes=finishes, cancel_lag=timedelta(minutes=10))
+        batch = sim.submit(100)
+        sim.clock.advance(300)
+        sim.openai.batches.cancel(batch.id)
+        ended = sim.finish(batch, 601)
+        assert ended.status == "cancelled"
+        counts.append(ended.request_counts.completed)
+        assert sum(sim.simulator.executed().values()) == counts[-1]
+    assert counts[0] + 10 < counts[1] <= 100
+
+
+@pytest.mark.parametrize("shape", ["openai", "anthropic"])
 def test_a_cancel_may_lose_a_row(begin: Begin, shape: str) -> None:
     """A finished row is never returned though it is billed; OpenAI's counters go back to 0."""
     sim = begin(cancel_race=1)

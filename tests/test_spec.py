@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from canwait.errors import SpecError
+from canwait.fields import parse_duration, parse_model, parse_percent, parse_usd
 from canwait.render import compile_job
-from canwait.spec import job_from_dict, job_schema, load_job, parse_duration, parse_model, parse_percent, parse_usd
-from canwait.types import BudgetSpec, Freshness, Job, Load, Quality, ShardSpec, Source, Tier, Urgency
+from canwait.spec import job_from_dict, job_schema, load_job
+from canwait.types import BudgetSpec, Fallback, Freshness, Job, Load, Quality, ShardSpec, Source, Tier, Urgency
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "src/canwait/schemas/job.v1.json"
@@ -63,7 +64,7 @@ quality: {refuse_if_bad_rate: 2.5%, sure: 95%, by: human, rows: 150, strata: lab
 freshness: {max_age: 2d, on_stale: serve}
 schedule: "0 22 * * mon-fri"
 owner: team:support
-fallback: the answer of last week
+fallback: {rescue: standard, rows_per_s: 20, at_deadline: load_without}
 """
 
 
@@ -145,7 +146,7 @@ def test_every_field_becomes_its_noun(folder: Path) -> None:
         freshness=Freshness(2 * 86_400, "serve"),
         schedule="0 22 * * mon-fri",
         owner="team:support",
-        fallback="the answer of last week",
+        fallback=Fallback(Tier.STANDARD, 20.0, "load_without"),
         base_dir=folder,
     )
 

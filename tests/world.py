@@ -87,6 +87,9 @@ class Scripted(FakeProvider):
         self.listing_s = 0.0  # how long a listing travels after it was taken
         self.factor = 1  # what is billed of a batch created now, times this
         self.factors: dict[bytes, int] = {}
+        self.cancel_s = 60.0  # a cancel takes so long
+        self.deaf = 0  # so many cancels are answered and have no effect
+        self.finishes = 0.5  # of the rows of a batch that is cancelled, so many are answered first
         self.seen: Counter[str] = Counter()  # calls by verb
 
     def submit(self, shard: ShardFile, guard: Any) -> Batch:
@@ -117,11 +120,13 @@ class Scripted(FakeProvider):
     def cancel(self, batch_id: str) -> None:
         self.seen["cancel"] += 1
         batch = self._batch(batch_id)
-        if not self._seen(batch).status.ended and batch.cancelled_at is None:
-            batch.cancelled_at, batch.ends_at = self.clock.now(), self.clock.now() + timedelta(seconds=60)
-            half = len(batch.bodies) // 2
-            self.rows[batch.id][half:] = [Row(Outcome.CANCELLED, "cancelled", billed=False)] * (
-                len(batch.bodies) - half
+        self.deaf -= 1
+        if self.deaf < 0 and not self._seen(batch).status.ended and batch.cancelled_at is None:
+            batch.cancelled_at = self.clock.now()
+            batch.ends_at = self.clock.now() + timedelta(seconds=self.cancel_s)
+            done = int(len(batch.bodies) * self.finishes)
+            self.rows[batch.id][done:] = [Row(Outcome.CANCELLED, "cancelled", billed=False)] * (
+                len(batch.bodies) - done
             )
             self.ending[batch.id] = End(BatchStatus.CANCELLED)
 

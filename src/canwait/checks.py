@@ -16,12 +16,13 @@ from jinja2 import TemplateSyntaxError, nodes
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 
-from .render import did_you_mean, sandbox
+from .render import Template, did_you_mean, prompt_faults, sandbox
 
 Function = Callable[[Any, str], object]  # (answer, key) -> whether it is good
 
 _FUNCTION = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
-_OURS = ("output", "key")
+OURS = ("output", "key")  # what a rule calls the whole answer, and its row's key
+JUDGED = frozenset({"input", "answer", "key"})  # what the prompt of a judge model may name
 _KEPT, _KEPT_CHARS = 16_384, 256  # verdicts over short answers are kept: of labels there are few
 
 
@@ -50,10 +51,28 @@ def rule_fault(rule: str, fields: Iterable[str] | None) -> str | None:
     except (SyntaxError, RecursionError):  # of the Python that Jinja makes of it
         return "not an expression: nested too deeply"
     if fields is not None:
-        seen = [*fields, *_OURS]
+        seen = [*fields, *OURS]
         for name in sorted(names.difference(seen, environment.globals)):
             return f"the answer has no field '{name}'{did_you_mean(name, seen)}"
     return None
+
+
+def is_of_the_answer(rule: str) -> bool:
+    """Whether a rule needs to know nothing but the answer."""
+    return function_of(rule) is None and "key" not in find_undeclared_variables(_parsed(rule))
+
+
+def judge_prompt(text: str) -> str:
+    """The prompt of a judge model. Raises ValueError for one it cannot be asked by."""
+    for fault in prompt_faults([("user", text)]):
+        raise ValueError(fault.message)
+    columns = Template(text).columns
+    for name in sorted(columns - JUDGED):
+        near = did_you_mean(name, sorted(JUDGED)) or "; expected answer, input, key"
+        raise ValueError(f"no `{name}` is shown to a judge model{near}")
+    if "answer" not in columns:
+        raise ValueError("shows no answer; expected {{ answer }}, and {{ input }} for what was asked")
+    return text
 
 
 class Rules:
@@ -64,9 +83,7 @@ class Rules:
         self.words = tuple(rules)
         self._is_json = is_json
         self._rules = [(functions or {}).get(rule) or _expression(rule) for rule in rules]
-        alike = all(
-            function_of(rule) is None and "key" not in find_undeclared_variables(_parsed(rule)) for rule in rules
-        )
+        alike = all(map(is_of_the_answer, rules))
         self._of_short = lru_cache(_KEPT)(lambda text: self._first_broken("", text)) if alike else None
 
     def broken(self, key: str, text: str) -> int | None:
@@ -97,7 +114,7 @@ def _expression(rule: str) -> Function:
 
     def evaluated(answer: Any, key: str) -> object:
         fields = answer if isinstance(answer, dict) else {}
-        return holds({"output": answer, "key": key, **fields})
+        return holds({**fields, "output": answer, "key": key})  # a model cannot say what `key` is
 
     return evaluated
 

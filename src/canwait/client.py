@@ -15,7 +15,7 @@ import socket
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -24,7 +24,7 @@ from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import judging, notifying, publishing, resume, views
+from . import deadlines, halting, holding, judging, notifying, publishing, rescue, resume, views
 from .blobs import Blobs
 from .clock import Clock, SystemClock
 from .codec import plan_to_json, terms_to_json
@@ -47,12 +47,16 @@ from .errors import (
     SourceError,
     SpecError,
 )
+from .forecast import Outlook, before
 from .ledger import Ledger, NewShard, OpenPlan
+from .outlook import outlook
 from .plan import choose, offers_for, once_more
 from .planned import Prepared
-from .price import format_usd
+from .quoted import Cost as Cost
+from .quoted import JobPlan as JobPlan
+from .quoted import cost_of
 from .settings import Settings, settings
-from .types import Endpoint, Job, JobState, Outcome, Plan, Price, ShardState, Terms, Tier
+from .types import AtDeadline, Endpoint, Job, JobState, Outcome, Plan, Price, Rescue, ShardState, Terms, Tier
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
     from .known import Known
     from .plan import Earlier
     from .providers import Provider
+    from .schedule import Ready
     from .sources import RowSource
 
 
@@ -150,6 +155,9 @@ class Client(AbstractContextManager["Client"]):
             self.engine.tick(job)
             figures = views.figures(self.ledger, job)
             self.ledger.set_job_state(job, *standing(figures, cancelled=True), self.clock.now())
+            if not self.settings.simulated:
+                env, ended = self.settings.env, figures.finished
+                notifying.after_run(self.ledger, env, self.clock, job, ended=ended, blobs=self.blobs)
         return views.figures(self.ledger, job)
 
     def inspect(self, job: str, who: str | None = None, *, base_dir: Path = Path()) -> Inspecting | None:
@@ -175,44 +183,6 @@ class Client(AbstractContextManager["Client"]):
         batch = self.engine.provider(held).poll(batch_id)
         claimed = self.ledger.claim_one(shard, self.engine.holder, self.clock.now(), self.settings.pace.lease_s)
         self.ledger.submitted(claimed, batch, self.clock.now(), "a person says this is its batch", self.clock.now())
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """A job's money in USD, since its first run."""
-
-    confirmed: Decimal
-    reserved: Decimal
-    unknown: Decimal
-    wasted: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class JobPlan:
-    """A plan, with its money in USD and its words. Printing it shows the whole plan."""
-
-    value: Plan
-    job: Job
-    since: Since | None = None  # what is different from the last publication; None: there is none, or it was not asked
-
-    @property
-    def id(self) -> str:
-        return self.value.id
-
-    @property
-    def worst_usd(self) -> Decimal:
-        return _usd(self.value.worst_micros)
-
-    @property
-    def expected_usd(self) -> Decimal:
-        return _usd(self.value.expected_micros)
-
-    def explain(self) -> str:
-        from .plan import explain
-
-        return explain(self.value, self.job, None if self.since is None else str(self.since))
-
-    __str__ = __repr__ = explain
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +241,7 @@ class JobHandle:
     ) -> None:
         self.client, self.value, self._source, self._frame, self._table = client, job, source, frame, table
         self._output, self._file = output, file
+        self.gate_kept: str | None = None  # what was opened last stands behind another gate than the file's: in words
 
     @property
     def name(self) -> str:
@@ -280,32 +251,41 @@ class JobHandle:
 
     def plan(self) -> JobPlan:
         """What running would do and cost. Writes blobs, never money; needs no key. Raises SpecError, SourceError, UnknownPrice."""
-        from .planned import save_plan
+        from .planned import keep_plan
 
         provider = self._quoting()
+        self._read_anew()
         prepared = self._prepare(provider)
         self._keep_contracts(prepared.plan, provider)
-        save_plan(self.client.blobs, prepared, self._file)
+        keep_plan(self.client.blobs, prepared.plan.id, self._file)
         rows = publishing.PlanRows(prepared.plan.rows_blob, prepared.plan.shard_ids)
         parts = publishing.components(self.value, prepared.source)
-        return JobPlan(prepared.plan, self.value, self._since(prepared.plan.digest, prepared.plan.n_rows, rows, parts))
+        since = self._since(prepared.plan.digest, prepared.plan.n_rows, rows, parts)
+        return JobPlan(prepared.plan, self.value, self._cost_of(prepared.plan), since, *self._in_time(prepared.plan))
+
+    def _cost_of(self, plan: Plan) -> Outlook:
+        """The four numbers of a plan; of one that runs already, as its run tells them."""
+        c, limit = self.client, self._limit_micros
+        if any(row["plan"] == plan.digest for row in c.ledger.query("job", name=self.name)):
+            return outlook(c.ledger, c.blobs, self.name)
+        used = sum(b["spent_micros"] + b["held_micros"] for b in c.ledger.query("budget", id=f"job:{self.name}"))
+        rescue, _ = self._fallback(plan)
+        return before(plan, None if limit is None else limit - used, rescue.price if rescue else None)
+
+    def _in_time(self, plan: Plan) -> tuple[Ready | None, str | None]:
+        """When a plan's rows are back, and what is done about those that are late. Raises SpecError, UnknownPrice."""
+        c = self.client
+        return deadlines.in_time(c.ledger, self.value, plan, self._adapter(), self._fallback(plan), c.clock.now())
+
+    def _fallback(self, plan: Plan) -> tuple[Rescue | None, AtDeadline | None]:
+        return deadlines.fallback_of(self.value, plan, self._price, self._file)
 
     def _since(self, digest: str, n_rows: int, rows: publishing.PlanRows, parts: Mapping[str, str]) -> Since | None:
         """What a plan changes of the last publication; None before there is one."""
-        from .changes import Counts, Rows, Since, count_changes
+        from .loading import since
 
         c = self.client
-        last = publishing.last_rows(c.ledger, self.name)
-        if last is None:
-            return None
-        publication, plan, before = last
-        if plan == digest:
-            return Since(publication.version, Counts(n_rows, 0, 0, 0), ())
-        with c.blobs.scratch() as folder:
-            then, now = (Rows(c.blobs.path(r.rows_blob), r.shards) for r in (before, rows))
-            counts = count_changes(then, now, folder)
-        because = publishing.because(publishing.publications(c.ledger, self.name), parts)
-        return Since(publication.version, counts, because)
+        return since(c.ledger, c.blobs, c.clock, self.name, digest, n_rows, rows, parts)
 
     def _prepare(self, provider: Provider) -> Prepared:
         from .prepare import prepare
@@ -358,6 +338,11 @@ class JobHandle:
         s = self.client.settings
         return open_source(source, self.value.base_dir, env=s.env, scratch=s.scratch)
 
+    def _read_anew(self) -> None:
+        """The source's rows may be others since this handle last read them; what came by stdin comes once."""
+        if self.value.source.uri != "-":
+            self.__dict__.pop("source", None)
+
     def _price(self, tier: Tier) -> Price:
         from .prices import find_overrides, lookup
 
@@ -372,7 +357,7 @@ class JobHandle:
 
         blobs, ledger = self.client.blobs, self.client.ledger
         roots = sorted(ledger.query("roots"), key=lambda r: r["job"] != self.name)
-        passed = cache(partial(judging.is_open, ledger))
+        passed = cache(judging.openness(ledger))
         shards = [(r["id"], blobs.path(r["manifest_blob"]), _reusable(r, self.name, passed)) for r in roots]
         return Known(shards, blobs.folder / "index")
 
@@ -397,12 +382,15 @@ class JobHandle:
         until: datetime | None = None,
         watch: Callable[[], None] = lambda: None,
         tell: str | Sequence[str] = (),
+        past_canary: bool = False,
     ) -> views.Figures | Any:
         """Run the job to its end, or go on with it; the figures since its first run (of a frame: the frame, answered).
 
         plan: run exactly this plan, or raise PlanStale. approve: asked once before the first money is held; None approves,
         for the budget is stated. only: send failed rows again and no others: `failed`, `failed:CAUSE`, `expired`,
-        `missing`, `cancelled`. tell: whom to tell of its end, once, like `mailto:me@example.com` (docs/notifications.md).
+        `missing`, `cancelled`; or what its gate refused: `rejected`, `rejected:STRATUM`, `rejected:RULE`, `rejected:CAUSE`.
+        tell: whom to tell of its end, once, like `mailto:me@example.com` (docs/notifications.md). past_canary: go on though
+        the free checks stopped it (docs/gate.md).
 
         Raises BudgetExceeded before anything is sent, SourceError for bad rows, KeyRefused; of a
         frame, JobPaused or NotFinished when there is no frame to return yet, which figures say otherwise.
@@ -413,11 +401,16 @@ class JobHandle:
             self.open(plan=plan, approve=approve)
         else:
             self._again(only, plan)
+        if past_canary:
+            halting.go_past(c.ledger, self.name, getuser(), c.clock.now())
         notifying.tell(c.ledger, self.name, asked, c.clock.now())
-        self.client.engine.run(self.name, until=until, watch=watch)
-        figures = self._finish()
+        feeding = notifying.feeding(c.ledger, c.blobs, c.settings.env, c.clock, self.name, watch)
+        with nullcontext(watch) if c.settings.simulated else feeding as look:
+            self.client.engine.run(self.name, until=until, watch=look)
+        figures = self._finish(until)
         if not c.settings.simulated:
-            notifying.after_run(c.ledger, c.settings.env, c.clock, self.name, ended=figures.finished)
+            ended = figures.finished
+            notifying.after_run(c.ledger, c.settings.env, c.clock, self.name, ended=ended, blobs=c.blobs)
         if self._frame is None:
             return figures
         if figures.paused:
@@ -441,8 +434,9 @@ class JobHandle:
         c = self.client
         adapter = self._adapter()
         provider = c.provider(adapter)
+        self._read_anew()
         while True:
-            jobs = c.ledger.query("job", name=self.name)
+            ask, jobs = False, c.ledger.query("job", name=self.name)
             began, file = c.clock.now(), self._file_state()
             kept = self._resumed(jobs[0]["plan"], provider, file) if jobs else None
             prepared = Prepared(kept, ()) if kept else self._prepare(provider)
@@ -461,12 +455,13 @@ class JobHandle:
             self._keep_contracts(value, provider)
             if value.n_new and not c.ledger.query("plan", job=self.name, digest=value.digest):
                 try:
-                    self._afford(value)
+                    ask = self._afford(value)
                 except BudgetExceeded as error:
                     if not c.settings.simulated:
                         notifying.refused(c.ledger, c.settings.env, c.clock, self.value, str(error))
                     raise
-                if approve is not None and not approve(JobPlan(value, self.value)):
+                told = partial(JobPlan, value, self.value, self._cost_of(value), None)
+                if approve is not None and not approve(told(*self._in_time(value))):
                     raise HumanNeeded(f"Plan {value.id} was not approved; nothing was sent.")
             now = c.clock.now()
             trusted = resume.trusted(file, began) if file == self._file_state() else None
@@ -476,16 +471,23 @@ class JobHandle:
                 "shard_ids": [],
                 "grounds": resume.grounds(self.value, trusted),
             }
+            late = self._fallback(value)
+            terms = rescue.stated(replace(self._terms(prepared), ask=ask), *late)
             opened = OpenPlan(
-                self.name, value.digest, body, terms_to_json(self._terms(prepared)), self.value.owner,
+                self.name, value.digest, body, terms_to_json(terms), self.value.owner,
                 replace(self.value.budget, micros=self._limit_micros), now + timedelta(seconds=self.value.deadline_s),
                 _new_shards(value, adapter, provider.account, now), prepared.answering,
-                jobs[0]["revision"] if jobs else 0,
+                jobs[0]["revision"] if jobs else 0, str(self._file) if self._file else None,
+                self.value.load.to if self.value.load else None,
             )  # fmt: skip
+            judging.put_gate(c.ledger, self.name, value.digest, self.value.quality, now)
             if c.ledger.open_plan(opened, now):
+                rescue.state(c.ledger, self.name, value.digest, *late, now)
                 notifying.listen(c.ledger, self.name, self.value.notify, now)
-                if self.value.quality is not None:
-                    judging.put_gate(c.ledger, self.name, value.digest, self.value.quality, now)
+                if self.value.budget.on_exceed == "trim":
+                    holding.answered(c.ledger, self.name, value.digest, "the job file asks no more", now)
+                gate = judging.quality_of(c.ledger, self.name, value.digest)
+                self.gate_kept = judging.unlike(gate, self.value.quality)
                 publishing.opened(
                     c.ledger, self.value, value.digest, as_of=began if kept else value.source_as_of,
                     source=prepared.source, tier=value.tier.value, window_s=self._window_s(provider), now=now,
@@ -559,15 +561,18 @@ class JobHandle:
         limits = (self.value.budget.micros, self.client.settings.ceiling_micros)
         return min((m for m in limits if m is not None), default=None)
 
-    def _afford(self, plan: Plan) -> None:
-        """Raises BudgetExceeded when the plan's worst case cannot be held; `trim` lets the shards that fit run."""
-        budget, tokens = self.value.budget, plan.input_bound + plan.output_bound
+    def _afford(self, plan: Plan) -> bool:
+        """Whether a person must be asked after the canary, of a job that asks. `trim` sends as far as the money goes.
+
+        Raises BudgetExceeded when the plan's worst case cannot be held; HumanNeeded where no canary can go first.
+        """
+        budget, tokens, ask = self.value.budget, plan.input_bound + plan.output_bound, False
         if budget.rows is not None and plan.n_new > budget.rows:
             raise BudgetExceeded(
                 f"plan {plan.id} asks for {plan.n_new} rows; the budget allows {budget.rows}", budget=f"job:{self.name}"
             )
         if budget.on_exceed == "trim":
-            return
+            return False
         month = f"month:{self.client.clock.now():%Y-%m}"
         rows = {r["id"]: dict(r) for r in self.client.ledger.query("budgets")}
         blank = dict.fromkeys(("held_micros", "spent_micros", "held_tokens", "spent_tokens"), 0)
@@ -588,19 +593,31 @@ class JobHandle:
             )
             if over or more:
                 error = exceeded(row, f"plan {plan.id} in the worst case", plan.worst_micros, tokens)
-                if row is own and budget.on_exceed == "ask":
+                if row is not own or budget.on_exceed != "ask":
+                    raise error
+                canary = next((s for s in plan.shards if plan.canary and s.id == plan.canary.shard), None)
+                free = row["limit_micros"] - row["spent_micros"] - row["held_micros"] if over else 0
+                if more or canary is None or canary.worst_micros > free:
                     raise HumanNeeded(str(error), hint="approve a larger limit with `--budget USD`; nothing was sent")
-                raise error
+                ask = True
+        return ask
 
     def _again(self, selector: str, plan: str | JobPlan | None) -> None:
         """Open shards for rows that failed and that a person wants sent again. Raises NotFound when there are none."""
         from . import landing
-        from .resend import parse, select
+        from .inspection import rejected
+        from .resend import is_rejected, parse, select
 
-        parse(selector)
+        judged = is_rejected(selector)
+        if not judged:
+            parse(selector)
         self.open(plan=plan, again=True)
-        c = self.client
-        chosen = select(c.ledger, c.blobs, self.name, selector)
+        c, withdraw = self.client, None
+        if judged:
+            lot, chosen = rejected(c.ledger, c.blobs, self.name, selector.partition(":")[2])
+            withdraw = partial(judging.stands, lot=lot)
+        else:
+            chosen = select(c.ledger, c.blobs, self.name, selector)
         shards: list[tuple[NewShard, list[int]]] = []
         for root, lines in chosen:
             manifest = landing.read_manifest(c.blobs.path(root.manifest_blob))
@@ -609,32 +626,61 @@ class JobHandle:
             shards.append((new, lines))
         if not shards:
             raise NotFound(what="rows", name=f"`{selector}`", hint="`canwait status` says what failed, and why")
-        c.ledger.add_shards(self.name, shards, f"a person asked for `{selector}` again", c.clock.now())
+        c.ledger.add_shards(self.name, shards, f"a person asked for `{selector}` again", c.clock.now(), withdraw)
 
-    def _finish(self) -> views.Figures:
+    def _finish(self, until: datetime | None = None) -> views.Figures:
         """Where the job stands now; when nothing is open its rows are loaded, unless a gate stands before them."""
         from .inspection import opened
 
         c = self.client
-        if views.figures(c.ledger, self.name).finished:
-            opened(c.ledger, c.blobs, self.name, c.clock.now(), self.value.base_dir)
         figures = views.figures(c.ledger, self.name)
+        if figures.finished and not figures.withheld:
+            lot = opened(c.ledger, c.blobs, self.name, c.clock.now(), self.value.base_dir)
+            if lot is not None and lot.awaits_judge:
+                self._hear_judge(lot, until)
+        figures = self._brought()
         state, why = standing(figures, cancelled=bool(c.ledger.job(self.name)["cancelled"]))
-        if figures.finished and self.value.load is not None and figures.readable:
-            self._load_in_turn()
         c.ledger.set_job_state(self.name, state, why, c.clock.now())
         return views.figures(c.ledger, self.name)
 
-    def _load_in_turn(self) -> None:
-        """Load once nobody else does: processes that ran the job together end it together."""
-        for _ in range(600):
+    def _hear_judge(self, lot: Lot, until: datetime | None) -> None:
+        """Have the judge model of the gate look at a lot's sample, as a job of its own, until its word is heard."""
+        from . import judge
+
+        c, asked = self.client, judge.job_of(lot, self.value.owner, self.value.base_dir)
+
+        def run() -> bool:
+            c.engine.run(asked.name, until=until)
+            figures = views.figures(c.ledger, asked.name)
+            is_cancelled = bool(c.ledger.job(asked.name)["cancelled"])
+            c.ledger.set_job_state(asked.name, *standing(figures, cancelled=is_cancelled), c.clock.now())
+            return figures.finished
+
+        handle = JobHandle(c, asked, judge.rows_of(c.blobs, lot))
+        judge.hear(c.ledger, c.blobs, lot, handle.open, run, c.clock)
+
+    def _brought(self) -> views.Figures:
+        """Where the job stands, its rows loaded or published if they may be: once nobody else does, for processes that
+        ran the job together end it together. Who opened another plan of it meanwhile brings the rows of that."""
+        for left in range(600, -1, -1):
+            figures = views.figures(self.client.ledger, self.name)
+            if not figures.finished or not figures.readable or figures.withheld:
+                break
             try:
-                self.load()
+                self.load() if self.value.load is not None else self._publish()
+                break
             except SinkBusy:
+                if not left:
+                    raise
                 self.client.clock.sleep(0.1)
-            else:
-                return
-        self.load()
+        return figures
+
+    def _publish(self) -> None:
+        """Give readers what a job without a target has; `load` does of one with a target."""
+        from .loading import publish
+
+        c = self.client
+        publish(c.ledger, c.blobs, c.clock, self.value, self._passed())
 
     # ---------------------------------------------------------------------------------------------------------- rows
 
@@ -644,7 +690,8 @@ class JobHandle:
         Safe to repeat. Raises GatePending when the job must be judged first, GateRefused when it was judged and refused,
         SinkError with the target as it was.
         """
-        from .sinks.opening import discard, failed_rows, open_sink
+        from .loading import load
+        from .sinks.opening import open_sink
 
         c, job = self.client, self.value
         if job.load is None:
@@ -652,27 +699,9 @@ class JobHandle:
                 [Problem(self.name, None, None, "load", "the job file names no target")],
                 hint="add `load: labels.parquet`",
             )
-        from .published import keeping
-
-        lot = self._passed()
-        draft = publishing.draft(c.ledger, self.name, lot.reason if lot else "no gate")
-        with self._readable() as rows, keeping(c.blobs, rows.columns.loaded, rows.columns.kind, draft.blob) as kept:
-            key = job.source.key
-            opened = partial(open_sink, base_dir=job.base_dir, key=key, env=c.settings.env, scratch=c.settings.scratch)
-            n = opened(job.load).load(kept.passing(rows.loaded()), rows.columns.loaded)
-            beside = failed_rows(job.load)
-            n_failed = opened(beside).load(rows.failed(), rows.columns.failed)
-            if not n_failed:
-                discard(beside, job.base_dir)
-        c.ledger.loaded(self.name, {"to": job.load.to, "rows": n, "failed": n_failed}, c.clock.now())
-        figures, given_up = views.figures(c.ledger, self.name), c.ledger.job(self.name)["cancelled"]
-        if figures.finished and kept.n_rows and not given_up:  # else rows that readers have now would be gone
-            since = self._since(*publishing.planned(c.ledger, job))
-            publishing.publish(
-                c.ledger, draft, job, blob=kept.blob, rows=kept.n_rows, failed=n_failed, models=kept.models,
-                now=c.clock.now(), since=str(since) if since else "",
-            )  # fmt: skip
-        return n
+        s, key = c.settings, job.source.key
+        opened = partial(open_sink, base_dir=job.base_dir, key=key, env=s.env, scratch=s.scratch)
+        return load(c.ledger, c.blobs, c.clock, job, self._passed(), job.load, opened)
 
     def results(self) -> Results:
         """The ended rows, and how much of the job they are; also while it runs.
@@ -695,8 +724,11 @@ class JobHandle:
         from .inspection import passed
 
         c = self.client
-        if self.value.quality is not None and judging.standing(c.ledger, self.name).quality is None:
-            raise GatePending(job=self.name, hint="the job file has a gate now: run the job again, which costs nothing")
+        stated, gate = self.value.quality, judging.standing(c.ledger, self.name).quality
+        if stated is not None and (gate is None or not judging.as_strict(gate, stated)):
+            raise GatePending(
+                job=self.name, hint="the job file's gate is stricter now: run the job again, which costs nothing"
+            )
         return passed(c.ledger, c.blobs, self.name, c.clock.now(), self.value.base_dir)
 
     @contextmanager
@@ -729,8 +761,8 @@ class JobHandle:
 
     @property
     def cost(self) -> Cost:
-        f = self.figures()
-        return Cost(_usd(f.confirmed_micros), _usd(f.reserved_micros), _usd(f.unknown_micros), _usd(f.wasted_micros))
+        """Raises NotFound before the first run."""
+        return cost_of(self.figures(), outlook(self.client.ledger, self.client.blobs, self.name))
 
     def figures(self) -> views.Figures:
         """Raises NotFound before the first run."""
@@ -767,6 +799,9 @@ def standing(figures: views.Figures, *, cancelled: bool) -> tuple[JobState, str]
         return JobState.IN_PROGRESS, figures.paused or (figures.blocked[0] if figures.blocked else "shards are open")
     if cancelled:
         return JobState.CANCELLED, words
+    if figures.withheld:
+        served = figures.served and f"readers go on with publication {figures.served}"
+        return JobState.EXPIRED, f"{words}; late: {served or 'nothing is loaded'}"
     if figures.gate is not None and figures.gate.verdict is not judging.Verdict.ACCEPTED:
         return (JobState.REFUSED if figures.gate.verdict else JobState.GATE), figures.gate.reason
     if figures.ok == figures.rows:
@@ -821,8 +856,8 @@ def map(
     return JobHandle(client or connect(), job, from_frame(table), frame, table, output=answer)
 
 
-def _reusable(root: Row, job: str, passed: Callable[[str, str], bool]) -> Callable[[int], bool]:
-    """`passed`: whether the gate of a job's plan is open."""
+def _reusable(root: Row, job: str, passed: Callable[[str], bool]) -> Callable[[int], bool]:
+    """`passed`: whether no gate stands before a shard's answers."""
     if root["job"] == job:
         return lambda line: True
     vector = b""
@@ -830,7 +865,7 @@ def _reusable(root: Row, job: str, passed: Callable[[str, str], bool]) -> Callab
     def is_ok(line: int) -> bool:
         nonlocal vector
         if not vector:  # of most shards no line is looked for
-            is_open = passed(root["job"], root["plan"])
+            is_open = passed(root["id"])
             vector = zlib.decompress(root["vector"]) if is_open else bytes([Outcome.PENDING]) * root["n_lines"]
         return vector[line] == Outcome.OK
 
@@ -841,7 +876,7 @@ def _new_shards(plan: Plan, adapter: str, account: str, now: datetime) -> list[N
     return [
         NewShard(
             s.id, s.id, 1, adapter, account, s.n_lines, s.requests_blob, s.manifest_blob, s.input_bound, s.output_bound,
-            s.worst_micros, now,
+            s.worst_micros, now - timedelta(microseconds=bool(plan.canary and plan.canary.shard == s.id)),  # goes first
         )
         for s in plan.shards
     ]  # fmt: skip
@@ -852,7 +887,3 @@ def _bad_rows(plan: Plan, source: str) -> SourceError:
     if plan.n_bad_rows > len(plan.bad_rows):
         problems.append(Problem(source, None, None, None, f"... and {plan.n_bad_rows - len(plan.bad_rows)} more"))
     return SourceError(problems)
-
-
-def _usd(micros: int) -> Decimal:
-    return Decimal(format_usd(micros))

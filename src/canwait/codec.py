@@ -14,6 +14,8 @@ from .types import (
     BadRow,
     Batch,
     BatchStatus,
+    Canary,
+    JudgeModel,
     Limits,
     Offer,
     Plan,
@@ -21,6 +23,7 @@ from .types import (
     Price,
     PriceStep,
     Quality,
+    Rescue,
     Terms,
     Tier,
     Usage,
@@ -86,12 +89,17 @@ def terms_to_json(terms: Terms) -> dict[str, Any]:
 def terms_from_json(raw: Mapping[str, Any]) -> Terms:
     quality = raw.get("quality")  # of a plan that an older version opened there is none
     gate = {"quality": quality_from_json(quality) if quality else None}
-    return Terms(**{**raw, "tier": Tier(raw["tier"]), "price": price_from_json(raw["price"]), **gate})
+    rescues = tuple(Rescue(**{**r, "price": price_from_json(r["price"])}) for r in raw.get("rescues", ()))
+    prices = {"tier": Tier(raw["tier"]), "price": price_from_json(raw["price"]), "rescues": rescues}
+    return Terms(**{**raw, **prices, **gate})
 
 
 def quality_from_json(raw: Mapping[str, Any]) -> Quality:
     shares = {name: Decimal(raw[name]) for name in ("refuse_if_bad_rate", "sure")}
-    return Quality(**{**raw, **shares, "rules": tuple(raw["rules"])})
+    judge = raw.get("judge")  # none in what an older version kept
+    tier = {"tier": Tier(judge["tier"]) if judge["tier"] else None} if judge else {}
+    asked = {"judge": JudgeModel(**{**judge, **tier}) if judge else None}
+    return Quality(**{**raw, **shares, **asked, "rules": tuple(raw["rules"])})
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -118,5 +126,6 @@ def plan_from_json(raw: Mapping[str, Any]) -> Plan:
             "shard_ids": tuple(raw["shard_ids"]),
             "source_as_of": datetime.fromisoformat(raw["source_as_of"]),
             "created_at": datetime.fromisoformat(raw["created_at"]),
+            "canary": Canary(raw["canary"]["shard"], tuple(raw["canary"]["homes"])) if raw.get("canary") else None,
         }
     )

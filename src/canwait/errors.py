@@ -155,7 +155,7 @@ class JobPaused(CanwaitError):
     """Job {job} is paused: {why}. Nothing more is sent."""
 
     exit_code, code = 3, "paused"
-    hint = "mend the account at the provider, then run the job again: what is paid is kept"
+    hint = "mend what it names, then run the job again: what is paid is kept"
 
 
 class GatePending(CanwaitError):
@@ -176,7 +176,10 @@ class GateRefused(CanwaitError):
     """Job {job} was refused by its gate: {why}. Nothing of it is loaded or can be read."""
 
     exit_code, code = 7, "gate_refused"
-    hint = "`canwait inspect {job}` shows rows and causes; mend the prompt and run it again: that is another lot"
+    hint = (
+        "`canwait inspect {job}` shows rows and causes; mend the prompt and run the job again, which makes another lot, or ask "
+        "the refused rows again: `canwait run JOB.YAML --only rejected`"
+    )
 
 
 class KeyRefused(CanwaitError):
@@ -211,7 +214,7 @@ class NotBuilt(CanwaitError):
     """There is nothing of {job} to read: {why}."""
 
     exit_code, code = 8, "not_built"
-    hint = "run and load the job; `canwait status {job}` shows where it stands"
+    hint = "run the job; `canwait status {job}` shows where it stands"
 
 
 class NotFinished(CanwaitError):

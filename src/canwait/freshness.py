@@ -6,14 +6,16 @@ day to make was a day old when it was born (age of information; methods.md 6).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias
 
 OnStale = Literal["serve", "block", "refresh", "live"]
+MAX_AGE_S, MAX_MISSED_RUNS = 3650 * 86_400, 1000  # of a contract
 COMPONENTS = ("prompt", "model", "params", "schema", "input")  # of a fingerprint, in the order a report names them
+_CLOCKS_APART = timedelta(minutes=1)  # two machines' clocks, at most; more is a clock that is wrong
+_BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +31,13 @@ class Contract:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """An accepted set of results, readable. Immutable; a later one takes its place, an older one never does."""
+    """An accepted set of results, readable; a later one takes its place, an older one never does."""
 
     job: str
     version: int
     source_as_of: datetime
     produced_at: datetime
-    effective_until: datetime | None  # when its input is known to change; None: not known
+    effective_until: datetime | None  # when its input was found changed, or the next one was made; None: neither yet
     components: Mapping[str, str]  # name -> digest of each part that decides the answers
     rows: int
     failed: int
@@ -43,6 +45,13 @@ class Publication:
     verdict: str  # of the gate, in words; "no gate" where the job has none
     blob: str  # Parquet of its rows
     key: str  # the key column
+    kept: bool = True  # whether its rows still are
+    refused: str | None = None  # why nobody is served it any more
+
+    def is_misdated(self, now: datetime) -> bool:
+        """Whether its `source_as_of` cannot be: it lies ahead, or what ended the publication came before it."""
+        latest = min(now, self.effective_until or now)
+        return self.source_as_of - latest > _CLOCKS_APART
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +93,16 @@ Answer: TypeAlias = Fresh | Stale | Blocked | NeverBuilt
 
 def judge(contract: Contract, newest: Publication | None, now: datetime) -> Answer:
     """What a reader gets now. `on_stale: refresh` serves the stale one while somebody makes the next; `live` blocks here,
-    for what is asked of a provider instead is no publication."""
+    for what is asked of a provider instead is no publication.
+
+    An input that is known to have changed (`effective_until`) breaks no contract: P + q(T) <= S leaves a run its time.
+    """
     if newest is None:
         return NeverBuilt(contract.job, "nothing of this job was accepted yet")
     age, most = now - newest.source_as_of, timedelta(seconds=contract.max_age_s)
-    if newest.effective_until is not None and now > newest.effective_until:
-        why = f"its input changed at {newest.effective_until:%Y-%m-%d %H:%M} UTC"
+    if newest.is_misdated(now):
+        when = f"{span(-age)} from now" if age < timedelta(0) else "after it was replaced"
+        why = f"of no known age: by its date its input was read {when}, so a clock was wrong"
     elif age > most:
         why = f"{span(age)} old, counted from when its input was read; {contract.reader} accepts {span(most)}"
     else:
@@ -97,9 +110,26 @@ def judge(contract: Contract, newest: Publication | None, now: datetime) -> Answ
     return Stale(newest, age, why) if contract.on_stale in ("serve", "refresh") else Blocked(newest, age, why)
 
 
-def newest(publications: Iterable[Publication]) -> Publication | None:
-    """The one readers see: of the latest input, however late an older one arrives; of one input the last made."""
-    return max(publications, key=lambda p: (p.source_as_of, p.version), default=None)
+def latest(publications: Iterable[Publication], now: datetime) -> Publication | None:
+    """The one readers see, of all in the order of their versions: of the latest input, however late an older one arrives;
+    of one input the last made. One whose date cannot be stands where it was made, until an input is read after that."""
+    found, as_of = None, _BEGINNING
+    for publication in publications:
+        if publication.source_as_of < as_of or publication.refused is not None or not publication.kept:
+            continue
+        found = publication
+        if not publication.is_misdated(now):
+            as_of = publication.source_as_of
+    return found
+
+
+def stricter(ours: Contract, stated: Contract | None) -> Contract:
+    """What a reader gets by its own terms, or by those a person revised where they accept less."""
+    if stated is None:
+        return ours
+    serves = stated.on_stale in ("serve", "refresh")
+    on_stale = ours.on_stale if serves else stated.on_stale
+    return replace(ours, max_age_s=min(ours.max_age_s, stated.max_age_s), on_stale=on_stale)
 
 
 # -------------------------------------------------------------------------------------------------------- feasibility
@@ -127,59 +157,10 @@ def cadence(contract: Contract, period_s: int, turnaround_s: int, basis: str) ->
     return Cadence(holds, worst, f"{sum_} {relation} {_s(contract.max_age_s)} for {contract.reader}")
 
 
-def mean_age_s(period_s: float, mean_turnaround_s: float) -> float:
-    """Of an answer as readers see it, averaged over time: P/2 + E[T] (P=6 h, T=1.5 h: 4.5 h; at most P + T = 7.5 h)."""
-    return period_s / 2 + mean_turnaround_s
-
-
 def changed(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...]:
     """Which parts of a fingerprint differ, in the order of COMPONENTS."""
     names = [*COMPONENTS, *sorted((before.keys() | after.keys()) - set(COMPONENTS))]
     return tuple(name for name in names if before.get(name) != after.get(name))
-
-
-# ------------------------------------------------------------------------------------------------------ refresh budget
-
-
-def refreshes(change_rates: Sequence[float], budget: float, weights: Sequence[float] | None = None) -> list[float]:
-    """How often to refresh each row, a period, so that most of what is read is fresh: maximise the sum of
-    w f/r (1 - exp(-r/f)) with frequencies f that sum to `budget` (Cho & Garcia-Molina, TODS 2003).
-
-    What changes too fast gets nothing: refreshing it is money for an answer that is stale at once. Known answer:
-    rates 1..5, budget 5 -> 1.15, 1.36, 1.35, 1.14, 0.00. Rates that are not known are best treated alike: uniform.
-    """
-    weights = weights or [1.0] * len(change_rates)
-    if len(weights) != len(change_rates) or budget < 0 or min(change_rates, default=0) < 0:
-        raise ValueError("expected a rate and a weight of each row, none below 0")
-    moving = [i for i, rate in enumerate(change_rates) if rate > 0 and weights[i] > 0]
-    if not moving or budget == 0:
-        return [0.0] * len(change_rates)
-
-    def bought(price: float) -> list[float]:
-        """Frequencies at which one refresh more of any row would be worth just this price."""
-        found = [0.0] * len(change_rates)
-        for i in moving:
-            found[i] = _frequency(change_rates[i], price * change_rates[i] / weights[i])
-        return found
-
-    low, high = 0.0, max(weights[i] / change_rates[i] for i in moving)
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(bought(middle)) > budget else (low, middle)
-    more, less = bought(low), bought(high)  # as close as floats come: the budget lies between them
-    part = (budget - sum(less)) / (sum(more) - sum(less)) if sum(more) > sum(less) else 0.0
-    return [part * f + (1 - part) * g for f, g in zip(more, less, strict=True)]
-
-
-def _frequency(rate: float, marginal: float) -> float:
-    """f at which 1 - (1 + r/f) exp(-r/f), the worth of a refresh more, is `marginal`; it falls as f grows."""
-    if marginal >= 1:
-        return 0.0
-    low, high = 0.0, 1e3  # of r/f
-    for _ in range(100):
-        x = (low + high) / 2
-        low, high = (x, high) if 1 - (1 + x) * math.exp(-x) < marginal else (low, x)
-    return rate / high
 
 
 def span(time: timedelta) -> str:

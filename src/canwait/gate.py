@@ -8,15 +8,16 @@ are fixed by a seed before there are any.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from hashlib import sha256
 
 MOST_ROWS = 60  # that a person is asked to judge, unless the job says otherwise
-FLOOR = 20  # rows of every stratum at least
 _PASS = 0.95  # how often a lot as good as a plan calls good must pass
+_DOWN = 12  # how far below the drift Wald's line of acceptance may begin
+_FINE_ROWS = 128  # of so many rows plans are told apart by eighths of a bad row; of more it makes no difference
 _GOOD_PART = 5  # a lot is good at a fifth of the rate it must be refused at: what Wald's lines are drawn for
 
 
@@ -56,7 +57,23 @@ class Inspection:
 
 def passes(plan: Inspection, n_bad: int) -> float:
     """The probability that a lot with exactly so many bad rows is accepted: the operating characteristic."""
-    return _walk(plan, n_bad)[0]
+    if not plan.most_rows:
+        return 1.0
+    passed, fewest = 0.0, 0
+    at = [1.0]  # by bad rows seen, from the fewest: probability of being here undecided
+    for k, (accept, refuse) in enumerate(zip(plan.accept, plan.refuse, strict=True)):
+        left, after = plan.n_lot - k, [0.0, *at]
+        for i, chance in enumerate(at):
+            worse = chance * (n_bad - fewest - i) / left if n_bad > fewest + i else 0.0
+            after[i + 1] -= chance - worse
+            after[i] += chance - worse
+        n_accepted = max(0, accept + 1 - fewest)
+        passed += math.fsum(after[:n_accepted])
+        at = after[n_accepted : max(n_accepted, refuse - fewest)]
+        fewest += n_accepted
+        if not at:
+            break
+    return passed
 
 
 def mean_rows(plan: Inspection, n_bad: int) -> float:
@@ -84,15 +101,15 @@ def interval(plan: Inspection, n_judged: int, n_bad: int, level: float = 0.95) -
         return math.fsum(p for k, bad, p in ends if (bad / k <= seen + 1e-12 if fewer else bad / k >= seen - 1e-12))
 
     least, most = n_bad, plan.n_lot - (n_judged - n_bad)
-    lowest = _first(least, most, lambda lot_bad: chance(lot_bad, fewer=False) > doubt) if n_bad else 0
+    lowest = first(least, most, lambda lot_bad: chance(lot_bad, fewer=False) > doubt) if n_bad else 0
     highest = most
     if n_bad < n_judged:
-        highest = _first(lowest, most, lambda lot_bad: chance(lot_bad, fewer=True) <= doubt)
+        highest = first(lowest, most, lambda lot_bad: chance(lot_bad, fewer=True) <= doubt)
         highest -= chance(highest, fewer=True) <= doubt
     return (lowest / plan.n_lot, max(lowest, highest) / plan.n_lot) if plan.n_lot else (0.0, 0.0)
 
 
-def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
+def first(low: int, high: int, holds: Callable[[int], bool]) -> int:
     """The first number of a range from which on something holds; `high` where it never does before."""
     while low < high:
         middle = (low + high) // 2
@@ -174,20 +191,28 @@ def sequential(n_lot: int, bad_rate: float, sure: float, most_rows: int = MOST_R
     good = _count(n_lot, kind)
     slope, up = drift / scale, math.log(sure / (1 - _PASS)) / scale
     refuse = [max(1, math.ceil(up + slope * k)) for k in range(1, n + 1)]
-    best: Inspection | None = None
-    # From the boldest line of acceptance to the most careful one: the first that is sure enough.
-    for eighth in range(8 * 12):
-        down = eighth / 8
-        accept = [math.floor(slope * k - down) for k in range(1, n + 1)]
-        for last in range(min(refuse[-1] - 1, n), -1, -1):
-            ends = [*(min(a, last) for a in accept[:-1]), last]
-            plan = Inspection(n_lot, bad_rate, sure, tuple(max(a, -1) for a in ends), (*refuse[:-1], last + 1))
-            if passes(plan, bad) <= 1 - sure:
-                if best is None or passes(plan, good) > passes(best, good):
-                    best = plan
-                break
+    best: tuple[float, Inspection] | None = None
+    # From the boldest line of acceptance to the most careful one.
+    fine = 8 if n <= _FINE_ROWS else 1
+    for step in range(_DOWN * fine):
+        accept = [max(-1, math.floor(slope * k - step / fine)) for k in range(1, n + 1)]
+        plan = _sure_enough(Inspection(n_lot, bad_rate, sure, tuple(accept), tuple(refuse)), bad)
+        if plan is not None and (kindness := passes(plan, good)) > (best[0] if best else -1) + 1e-12:
+            best = kindness, plan  # of equals the boldest, which judges fewer rows
     assert best is not None
-    return best
+    return best[1]
+
+
+def _sure_enough(plan: Inspection, bad: int) -> Inspection | None:
+    """These lines with the highest number of bad rows at the end by which a lot with so many is refused; None: none."""
+
+    def ending(last: int) -> Inspection:
+        accept, refuse = (min(a, last) for a in plan.accept[:-1]), plan.refuse[:-1]
+        return replace(plan, accept=(*accept, last), refuse=(*refuse, last + 1))
+
+    highest = min(plan.refuse[-1] - 1, plan.most_rows)
+    less = first(0, highest + 1, lambda less: passes(ending(highest - less), bad) <= 1 - plan.sure)
+    return ending(highest - less) if less <= highest else None
 
 
 def needed(bad_rate: float, sure: float) -> int:
@@ -197,15 +222,23 @@ def needed(bad_rate: float, sure: float) -> int:
 
 def good_rate(plan: Inspection) -> float:
     """The highest bad rate by which a lot still passes 95 times in 100: what the plan is kind to."""
-    n_bad = 0
-    while n_bad < plan.n_lot and passes(plan, n_bad + 1) >= _PASS:
-        n_bad += 1
-    return n_bad / plan.n_lot if plan.n_lot else 0.0
+    worse = first(1, plan.n_lot + 1, lambda n_bad: passes(plan, n_bad) < _PASS)
+    return (worse - 1) / plan.n_lot if plan.n_lot else 0.0
 
 
 def _count(n_lot: int, rate: float) -> int:
     """Bad rows of a lot with this rate, at least; a hair below a whole number is that number."""
     return math.ceil(rate * n_lot - 1e-9)
+
+
+def tail(n: int, n_bad: int, rate: float) -> float:
+    """P(at least `n_bad` bad ones among n rows, each bad with that chance), exact to rounding."""
+    if n_bad <= 0:
+        return 1.0
+    ways, odds = math.lgamma(n + 1), math.log(rate) - math.log1p(-rate)
+    none = n * math.log1p(-rate)
+    logs = (ways - math.lgamma(k + 1) - math.lgamma(n - k + 1) + none + k * odds for k in range(n_bad, n + 1))
+    return min(1.0, math.fsum(map(math.exp, logs)))
 
 
 def _hypergeometric(n_lot: int, n_bad: int, n: int, most: int) -> float:
@@ -224,12 +257,6 @@ def rank(seed: bytes, key: str) -> bytes:
     return sha256(seed + b"\0" + key.encode("utf-8", "surrogatepass")).digest()
 
 
-def shares(sizes: Mapping[str, int], n_rows: int, floor: int = FLOOR) -> dict[str, int]:
-    """How many rows of each stratum to judge: in proportion, and at least `floor` of each (all of a smaller one)."""
-    total = sum(sizes.values())
-    return {name: min(size, max(floor, -(-n_rows * size // total))) for name, size in sizes.items()} if total else {}
-
-
 @dataclass(frozen=True, slots=True)
 class Stratum:
     """Rows that a judge model called the same, and what people said of those they looked at."""
@@ -239,11 +266,11 @@ class Stratum:
     n_bad: int
 
 
-def estimate(strata: Sequence[Stratum], z: float = 1.959964) -> tuple[float, float, float]:
+def estimate(strata: Sequence[Stratum], z: float = 1.959964, *, n_lot: int | None = None) -> tuple[float, float, float]:
     """Bad rate and its 95 % interval where people judge and a judge model only sorts (methods.md 5.4).
 
-    The judge's own word is never counted: alone it gave a confident wrong number in every run. Raises ValueError for a
-    stratum nobody has looked at.
+    `n_lot`: rows of which the strata are a random sample. The judge's own word is never counted: alone it gave a confident
+    wrong number in every run. Raises ValueError for a stratum nobody has looked at.
     """
     total = sum(s.n_rows for s in strata)
     mean = variance = 0.0
@@ -255,6 +282,8 @@ def estimate(strata: Sequence[Stratum], z: float = 1.959964) -> tuple[float, flo
         weight, smoothed = s.n_rows / total, (s.n_bad + 0.5) / (s.n_judged + 1)
         mean += weight * s.n_bad / s.n_judged
         variance += weight**2 * smoothed * (1 - smoothed) / s.n_judged * (1 - s.n_judged / s.n_rows)
+    if n_lot is not None:
+        variance += mean * (1 - mean) / total * (1 - total / n_lot)
     reach = z * math.sqrt(variance)
     return mean, max(0.0, mean - reach), min(1.0, mean + reach)
 

@@ -1,7 +1,9 @@
 """Between a lot and the people who judge it: draws the sample, shows its rows, keeps what is said, opens the gate.
 
-Nobody can choose the sample: its order is fixed by the ledger's id, the job and the plan, before there is any answer. It is
-drawn in one streaming pass over the answers, in which every one of them also meets the job's rules.
+Nobody can choose the sample: its order is fixed by the ledger's id, the job and which line of which shard answers a row,
+before there is any answer. So an answer keeps its place in every plan that it belongs to. It is drawn in one streaming pass
+over the answers, in which every one of them also meets the job's rules. An answer that a sample refused stays refused until
+it is asked again: whatever rows come or go beside it.
 """
 
 from __future__ import annotations
@@ -9,33 +11,37 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import compress
+from math import ceil
+from operator import or_
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from . import gate, judging, landing
+from . import gate, judging, landing, stratified
 from .blobs import Blobs
 from .checks import Function, Rules, function_of
 from .codec import terms_from_json
-from .errors import GatePending, GateRefused, Problem, SpecError
+from .errors import GatePending, GateRefused, NotFound, Problem, SpecError
 from .gate import Inspection
 from .importing import imported
-from .judging import Judgement, Lot, Part, Standing, Verdict, Word
+from .judging import REFUSED_BEFORE, Judgement, Lot, Part, Standing, Verdict, Word
 from .ledger import Ledger
 from .lines import read_lines
 from .load import Answers, answers
-from .types import Quality
+from .stratified import BAD, GOOD, UNSURE, Stratified
+from .types import Quality, Shard
 
 pc: Any = pyarrow.compute  # its stubs do not know all of it
 
@@ -123,8 +129,7 @@ class Through:
         out = []
         keys = compress(self._rows.texts(), _listed(pc.invert(self._kept)))
         for (key, _), part in zip(keys, _listed(self._parts.filter(pc.invert(self._kept))), strict=True):
-            why = ("rule", rules[-1 - part]) if part < 0 else ("gate", f"stratum {self._lot.parts[part].name}")
-            out.append((key, "failed", *why))
+            out.append((key, "failed", *_why(rules[-1 - part] if part < 0 else None)))
             if len(out) == _BATCH_ROWS:
                 yield self._failed(out)
                 out = []
@@ -134,6 +139,13 @@ class Through:
     def _failed(self, rows: Sequence[tuple[str, str, str, str]]) -> pa.RecordBatch:
         columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
         return pa.RecordBatch.from_arrays(columns, schema=self.columns.failed)
+
+
+def _why(rule: str | None) -> tuple[str, str]:
+    """Cause and detail of a row that was left out for a rule, or with its stratum, whose name is part of an answer."""
+    if rule is None:
+        return "gate", "its stratum was refused"
+    return ("gate", rule) if rule == REFUSED_BEFORE else ("rule", rule)
 
 
 def _listed(column: Any) -> Iterator[Any]:
@@ -164,6 +176,39 @@ def left_out(ledger: Ledger, blobs: Blobs, job: str) -> Iterator[Through]:
         yield Through(rows, after.lot if after.lot_id == before.lot_id else None, blobs)
 
 
+def rejected(ledger: Ledger, blobs: Blobs, job: str, name: str) -> tuple[Lot, list[tuple[Shard, list[int]]]]:
+    """What the gate of a job did not let through: the lot, and planned shards of the job with their lines, ascending.
+
+    `name`: a refused stratum, a rule, or what rows of refused strata were judged to be; "": all of it. Rows of other jobs
+    are left out: they are not this one's to ask again. Raises NotFound where nothing was refused, SpecError for a name
+    of nothing.
+    """
+    lot = judging.standing(ledger, job).lot
+    if lot is None or lot.verdict is None or not lot.n_rows:
+        hint = f"`canwait inspect {job}` says how far the judging is"
+        raise NotFound(what="verdict on job", name=job, hint=hint)
+    said = judging.look(ledger, lot.id)[1]
+    refused = lot.refused({place: judgement.word for place, judgement in said.items()})
+    broken = [-1 - n for n, count in enumerate(lot.broken.values()) if count]
+    names: dict[str, list[int]] = {"": refused + broken}
+    for judgement in said.values():
+        part = lot.parts.index(lot.part_of(judgement.place))
+        if judgement.cause and part in refused and part not in names.setdefault(judgement.cause, []):
+            names[judgement.cause].append(part)
+    names |= {rule: [-1 - n] for n, (rule, count) in enumerate(lot.broken.items()) if count}
+    names |= {lot.parts[n].name: [n] for n in refused if lot.parts[n].name}
+    if name not in names:
+        found = ", ".join(f"rejected:{known}" for known in names if known)
+        what = f"nothing was rejected as {name!r}; expected rejected" + (f", {found}" if found else "")
+        raise SpecError([Problem("--only", None, None, None, what)])
+    lines: dict[int, set[int]] = {}
+    for ordinal, line in answers_in(blobs, lot, names[name]):
+        lines.setdefault(ordinal, set()).add(line)
+    shards = ledger.query("plan_shards", job=job, plan=lot.plan)
+    ours = [row for row in shards if row["ordinal"] in lines and row["owner_job"] == job]
+    return lot, [(ledger.shard(row["shard"]), sorted(lines[row["ordinal"]])) for row in ours]
+
+
 class Inspecting:
     """The inspection of one lot: who judges, and what was said so far."""
 
@@ -189,6 +234,24 @@ class Inspecting:
         """The row to judge next; None: it is decided."""
         place = self.lot.next(self.words)
         return None if place is None else self.sample[place]
+
+    @property
+    def by_word(self) -> Stratified | None:
+        """What chose the rows that people look at, where a judge model did."""
+        return next((part.sorted for part in self.lot.parts), None)
+
+    @property
+    def looked_at(self) -> list[Sampled]:
+        """The rows of the sample that people may be asked about; none while a judge model looks first."""
+        if self.lot.awaits_judge:
+            return []
+        return [self.sample[place] for part in self.lot.parts for place in part.places]
+
+    def model_word(self, place: int) -> str | None:
+        """What the judge model said of a row, once a person has: before, it would lead them."""
+        if self.by_word is None or place not in self.said:
+            return None
+        return {GOOD: "good", BAD: "bad", UNSURE: "unsure"}.get(self.by_word.said[place])
 
     def judge(self, place: int, word: Word, cause: str | None, now: datetime) -> Lot:
         """Raises AlreadyJudged, NotFound."""
@@ -234,6 +297,19 @@ def most_rows(quality: Quality) -> int:
     return quality.rows or max(gate.MOST_ROWS, needed)
 
 
+def label_rows(quality: Quality) -> int:
+    """How many rows people judge by a judge model's word."""
+    needed = gate.needed(float(quality.refuse_if_bad_rate), float(quality.sure))
+    return quality.rows or max(stratified.LABELS, ceil(needed / (1 - stratified.FLAGGED_SHARE)))
+
+
+def _sample_rows(quality: Quality) -> int:
+    """The most rows of one stratum that are drawn: people judge some of those that a judge model looks at."""
+    if quality.by == "rule":
+        return 0
+    return max(most_rows(quality), quality.judge.rows if quality.judge else 0)
+
+
 # ----------------------------------------------------------------------------------------------------------- drawing
 
 
@@ -244,58 +320,159 @@ def _drawn(ledger: Ledger, blobs: Blobs, job: str, found: Standing, rows: Answer
     plan = ledger.query("plan", job=job, digest=found.plan)[0]
     terms = terms_from_json(json.loads(plan["terms"]))
     rules = Rules(quality.rules, _functions(quality.rules, base_dir, job), is_json=terms.output_schema is not None)
-    seed = hashlib.sha256("\0".join((ledger.id, job, found.plan)).encode()).digest()
-    drawing = _Drawing(rules, quality.strata, seed, 0 if quality.by == "rule" else most_rows(quality))
-    drawing.see(rows.texts())
+    shards = ledger.query("plan_shards", job=job, plan=found.plan)
+    rows_blob = json.loads(plan["body"])["rows_blob"]
+    seed = hashlib.sha256("\0".join((ledger.id, job)).encode()).digest()
+    drawing = _Drawing(rules, quality.strata, seed, _sample_rows(quality))
+    withdrawn = int(ledger.query("withdrawals_end")[0]["seq"])
+    refused = _refused(ledger, blobs, job, found, {row["shard"]: row["n_lines"] for row in shards})
+    drawing.see(_placed(rows.texts(), blobs.path(rows_blob), shards), refused)
     parts, sample = drawing.done(quality)
-    asked = _asked(ledger, blobs, job, found.plan, json.loads(plan["body"])["rows_blob"], [key for _, key, _ in sample])
+    asked = _asked(ledger, blobs, job, found.plan, rows_blob, [key for _, key, _ in sample])
     records = (
         {"part": part, "key": key, "input": asked.get(key, "")[:_CHARS], "answer": text[:_CHARS]}
         for part, key, text in sample
     )
     with blobs.scratch() as folder:
-        pq.write_table(pa.table({"part": pa.array(drawing.rows, pa.int16())}), folder / "rows.parquet")
-        rows_blob = blobs.adopt(folder / "rows.parquet")
+        pq.write_table(drawing.table(), folder / "rows.parquet")
+        answers_blob = blobs.adopt(folder / "rows.parquet")
+    names = [*quality.rules, *([REFUSED_BEFORE] if drawing.broken[len(quality.rules)] else [])]
     return Lot(
         id=found.lot_id,
         job=job,
         plan=found.plan,
         n_rows=len(drawing.rows),
-        broken={rule: drawing.broken[n] for n, rule in enumerate(quality.rules)},
+        broken={name: drawing.broken[n] for n, name in enumerate(names)},
         parts=parts,
         sample_blob=blobs.put_stream(json.dumps(record).encode() + b"\n" for record in records),
-        rows_blob=rows_blob,
+        rows_blob=answers_blob,
+        quality=quality,
+        withdrawn=withdrawn,
         verdict=None,
         reason="its sample is drawn",
         taken=(),
     )
 
 
+class _Answer(NamedTuple):
+    """A row with a usable answer, and what answers it."""
+
+    key: str
+    text: str
+    shard: str
+    ordinal: int  # of the shard, in the plan
+    line: int
+    copy: int  # how many rows before it this line answers as well
+
+
+def _placed(texts: Iterable[tuple[str, str]], rows: Path, shards: Sequence[Mapping[str, Any]]) -> Iterator[_Answer]:
+    """Each row with its place. Memory: four bytes a line that answers several rows of a plan."""
+    names = {row["ordinal"]: row["shard"] for row in shards}
+    shared = {row["ordinal"]: array("I", zlib.decompress(row["weights"])) for row in shards}
+    seen = {n: array("I", bytes(4 * len(weights))) for n, weights in shared.items() if max(weights, default=0) > 1}
+    del shared
+    file = pq.ParquetFile(rows, pre_buffer=False)
+    places = (
+        place
+        for batch in file.iter_batches(_BATCH_ROWS, columns=["key", "shard", "line"])
+        for place in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    )
+    for key, text in texts:  # in the order of the rows, of which some have no answer; a key names one row
+        _, ordinal, line = next(place for place in places if place[0] == key)
+        copy = 0
+        if ordinal in seen:
+            copy = seen[ordinal][line]
+            seen[ordinal][line] += 1
+        yield _Answer(key, text, names[ordinal], ordinal, line, copy)
+
+
+def _refused(
+    ledger: Ledger, blobs: Blobs, job: str, found: Standing, n_lines: Mapping[str, int]
+) -> dict[str, bytearray]:
+    """By shard, a byte a line: 1 where the answer it has now was refused in an earlier lot, and by no gate as strict as this
+    one was ever accepted."""
+    quality = found.quality
+    assert quality is not None
+    refused: dict[str, bytearray] = {}
+    earlier = [judging.look(ledger, row["id"]) for row in ledger.query("lots_beside", job=job, plan=found.plan)]
+    out = [(lot, lot.refused({place: said.word for place, said in words.items()})) for lot, words in earlier]
+    for lot, parts in out:
+        for shard, line in _lines(ledger, blobs, lot, parts, n_lines) if parts else ():
+            refused.setdefault(shard, bytearray(n_lines[shard]))[line] = 1
+    for lot, _ in earlier if refused else ():
+        if lot.verdict is Verdict.ACCEPTED and judging.as_strict(lot.quality, quality):
+            taken = [n for n, part in enumerate(lot.parts) if part.name in lot.taken]
+            for shard, line in _lines(ledger, blobs, lot, taken, {name: n_lines[name] for name in refused}):
+                refused[shard][line] = 0
+    return refused
+
+
+def _lines(
+    ledger: Ledger, blobs: Blobs, lot: Lot, parts: Sequence[int], of: Container[str]
+) -> Iterator[tuple[str, int]]:
+    """Shard and line of the rows in these parts of a lot, whose answers have not been asked again since; of some shards."""
+    names = {row["ordinal"]: row["shard"] for row in ledger.query("plan_shards", job=lot.job, plan=lot.plan)}
+    again: dict[str, bytes] = {}
+    for name in names.values():
+        for row in ledger.query("withdrawals", root=name) if name in of else ():
+            if row["seq"] > lot.withdrawn:
+                lines = zlib.decompress(row["lines"])
+                again[name] = bytes(map(or_, lines, again[name])) if name in again else lines
+    for shard, line in answers_in(blobs, lot, parts):
+        name = names[shard]
+        if name in of and not (name in again and again[name][line]):
+            yield name, line
+
+
+def answers_in(blobs: Blobs, lot: Lot, parts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ordinal of the shard, and line, of a lot's rows in these parts; -1 - n: that break rule n."""
+    wanted = pa.array(parts, pa.int16())
+    for batch in pq.ParquetFile(blobs.path(lot.rows_blob), pre_buffer=False).iter_batches(_BATCH_ROWS):
+        found = batch.filter(pc.is_in(batch["part"], value_set=wanted))
+        yield from zip(found["shard"].to_pylist(), found["line"].to_pylist(), strict=True)
+
+
 class _Drawing:
-    """One pass over the answers of a lot. Memory: two bytes a row, and the rows that may come to be judged."""
+    """One pass over the answers of a lot. Memory: ten bytes a row, and the rows that may come to be judged."""
 
     def __init__(self, rules: Rules, strata: str | None, seed: bytes, most: int) -> None:
         self.rows = array("h")  # of every row: the number of its part, or -1 - the number of the rule it breaks
-        self.broken: Counter[int] = Counter()  # by the number of the rule
+        self.places = array("i"), array("i")  # of every row: the ordinal of the shard that answers it, and the line
+        self.broken: Counter[int] = Counter()  # by the number of the rule; behind the rules: refused before
         self._rules, self._strata, self._seed, self._most = rules, strata, seed, most
         self._parts: dict[str, int] = {}
         self._sizes: list[int] = []
         self._heaps: list[list[tuple[int, str, str]]] = []  # the rows of the smallest ranks, the greatest of them first
 
-    def see(self, rows: Iterable[tuple[str, str]]) -> None:
-        for key, text in rows:
-            if (rule := self._rules.broken(key, text)) is not None:
+    def see(self, rows: Iterable[_Answer], refused: Mapping[str, bytearray]) -> None:
+        """`refused`: as of `_refused`."""
+        for row in rows:
+            self.places[0].append(row.ordinal)
+            self.places[1].append(row.line)
+            if (rule := self._broken(row, refused)) is not None:
                 self.broken[rule] += 1
                 self.rows.append(-1 - rule)
                 continue
-            part = self._part(text)
+            part = self._part(row.text)
             self.rows.append(part)
             self._sizes[part] += 1
-            heap, order = self._heaps[part], -int.from_bytes(gate.rank(self._seed, key))
+            place = f"{row.shard}\0{row.line}\0{row.copy}"
+            heap, order = self._heaps[part], -int.from_bytes(gate.rank(self._seed, place))
             if len(heap) < self._most:
-                heapq.heappush(heap, (order, key, text))
+                heapq.heappush(heap, (order, row.key, row.text))
             elif self._most and order > heap[0][0]:
-                heapq.heapreplace(heap, (order, key, text))
+                heapq.heapreplace(heap, (order, row.key, row.text))
+
+    def _broken(self, row: _Answer, refused: Mapping[str, bytearray]) -> int | None:
+        rule = self._rules.broken(row.key, row.text)
+        if rule is None and row.shard in refused and refused[row.shard][row.line]:
+            return len(self._rules.words)
+        return rule
+
+    def table(self) -> pa.Table:
+        """What is known of every row, in source order."""
+        shards, lines = (pa.array(column, pa.int32()) for column in self.places)
+        return pa.table({"part": pa.array(self.rows, pa.int16()), "shard": shards, "line": lines})
 
     def _part(self, text: str) -> int:
         name = _stratum(text, self._strata) if self._strata else ""
@@ -314,7 +491,8 @@ class _Drawing:
         for name, size, heap in zip(self._parts, self._sizes, self._heaps, strict=True):
             plan = plan_for(quality, size)
             parts.append(Part(name, size, len(sample), plan))
-            sample += [(name, key, text) for _, key, text in sorted(heap, reverse=True)[: plan.most_rows]]
+            n_drawn = max(plan.most_rows, quality.judge.rows if quality.judge else 0)
+            sample += [(name, key, text) for _, key, text in sorted(heap, reverse=True)[:n_drawn]]
         return tuple(parts), sample
 
 

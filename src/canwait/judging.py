@@ -1,8 +1,9 @@
 """The ledger's part for gates: lots of answers, what people say of them, verdicts. Each function is one transaction.
 
-A lot is the usable answers of a finished job's latest plan. Its id is a digest over what they are, so answers that come
-later make another lot, which is judged anew. A verdict is written once, in the transaction of the judgement it follows
-from: whatever dies where, there is no lot that is decided and does not say so.
+A lot is the usable answers of a finished job's latest plan, before one gate. Its id is a digest over what they are and of
+that gate, so answers that come later, and a stricter gate, make another lot, which is judged anew. A verdict is written
+once, in the transaction of the judgement it follows from: whatever dies where, there is no lot that is decided and does not
+say so.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import hashlib
 import json
 import zlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum
@@ -22,14 +23,17 @@ from typing import Any
 
 from . import entries
 from .clock import to_us
-from .codec import plain, terms_from_json
+from .codec import plain, quality_from_json, terms_from_json
 from .db import Row, Tx
 from .errors import AlreadyJudged, NotFound
-from .gate import Decision, Inspection, interval, passes
+from .gate import Decision, Inspection, good_rate, interval, mean_rows, needed, passes
 from .ledger import Ledger
+from .stratified import BAD as SAID_BAD
+from .stratified import Stratified
 from .types import JobState, Outcome, Quality
 
 CAUSES = ("wrong", "format", "unsafe", "input", "unsure")  # why a judged row is bad
+REFUSED_BEFORE = "refused before, and not asked again"  # stands among the rules that rows of a lot may break
 
 
 class Word(str, Enum):
@@ -53,6 +57,13 @@ class Part:
     n_rows: int
     first: int  # the place of its first row
     plan: Inspection
+    heard: str | None = None  # what came of asking a judge model; None: nothing yet, or none is asked
+    sorted: Stratified | None = None  # what people look at by its word, instead of `plan`
+
+    @property
+    def places(self) -> Sequence[int]:
+        """What people look at, in this order, until it is decided."""
+        return range(self.first, self.first + self.plan.most_rows) if self.sorted is None else self.sorted.places
 
     def standing(self, words: Mapping[int, Word]) -> tuple[Decision, int | None]:
         """What was said of its rows so far comes to, and the place to judge next.
@@ -62,24 +73,26 @@ class Part:
         careful, k = self._walk(words, unsure_is_bad=True)
         kind, _ = self._walk(words, unsure_is_bad=False)
         if careful is Decision.GO_ON:
-            return careful, self.first + k
+            return careful, self.places[k]
         if careful is kind:
             return careful, None
-        return Decision.GO_ON, next(p for p in range(self.first, self.first + k) if words[p] is Word.UNSURE)
+        return Decision.GO_ON, next(p for p in self.places[:k] if words[p] is Word.UNSURE)
 
     def _walk(self, words: Mapping[int, Word], *, unsure_is_bad: bool) -> tuple[Decision, int]:
         """Along the places that were judged without a gap: the decision, and after how many rows."""
         bad = {Word.BAD, Word.UNSURE} if unsure_is_bad else {Word.BAD}
-        k = n_bad = 0
-        while (decision := self.plan.decide(k, n_bad)) is Decision.GO_ON and self.first + k in words:
-            n_bad += words[self.first + k] in bad
-            k += 1
-        return decision, k
+        places, seen = self.places, list[bool]()
+        while (decision := self._decide(seen)) is Decision.GO_ON and places[len(seen)] in words:
+            seen.append(words[places[len(seen)]] in bad)
+        return decision, len(seen)
+
+    def _decide(self, bad: Sequence[bool]) -> Decision:
+        return self.plan.decide(len(bad), sum(bad)) if self.sorted is None else self.sorted.decide(bad)
 
     def counts(self, words: Mapping[int, Word]) -> tuple[int, int, int]:
         """Rows judged, bad ones (unsure ones among them) and unsure ones; of a decided part those that decided it."""
         decision, k = self._walk(words, unsure_is_bad=True)
-        places = range(self.first, self.first + (k if decision is not Decision.GO_ON else self.plan.most_rows))
+        places = self.places if decision is Decision.GO_ON else self.places[:k]
         said = [words[place] for place in places if place in words]
         return len(said), len(said) - said.count(Word.GOOD), said.count(Word.UNSURE)
 
@@ -92,12 +105,12 @@ class Lot:
     job: str
     plan: str  # digest
     n_rows: int
-    broken: Mapping[str, int]  # by rule: rows that break it, and that nothing loads
+    broken: Mapping[str, int]  # by rule: rows that break it, and that nothing loads; also REFUSED_BEFORE
     parts: tuple[Part, ...]  # of the other rows
     sample_blob: str  # JSON lines by place: key, part, input, answer
-    rows_blob: (
-        str  # Parquet: of every row in source order the number of its part, or -1 - the number of its broken rule
-    )
+    rows_blob: str  # Parquet: of every row in source order the number of its part, or -1 - that of its broken rule; shard, line
+    quality: Quality  # what it is judged by
+    withdrawn: int  # the last withdrawal of answers that it knows of
     verdict: Verdict | None
     reason: str  # the verdict, or how far it is
     taken: tuple[str, ...]  # the parts that were accepted
@@ -105,6 +118,10 @@ class Lot:
     @property
     def n_broken(self) -> int:
         return sum(self.broken.values())
+
+    def refused(self, words: Mapping[int, Word]) -> list[int]:
+        """The numbers of the parts whose sample refuses them."""
+        return [n for n, part in enumerate(self.parts) if part.standing(words)[0] is Decision.REFUSE]
 
     @property
     def n_left_out(self) -> int:
@@ -115,14 +132,21 @@ class Lot:
     def part_of(self, place: int) -> Part:
         """Raises NotFound for a place that is not in the sample."""
         for part in self.parts:
-            if part.first <= place < part.first + part.plan.most_rows:
+            if place in part.places:
                 return part
         raise NotFound(f"No row {place} is in the sample of job {self.job}.", what="row", name=place)
 
+    @property
+    def awaits_judge(self) -> bool:
+        """Whether a judge model is to look at its sample before people do."""
+        return self.verdict is None and self.quality.by == "judge" and any(part.heard is None for part in self.parts)
+
     def next(self, words: Mapping[int, Word]) -> int | None:
-        """The place to judge next; None: it is decided."""
+        """The place to judge next; None: it is decided, or a judge model looks first."""
+        if self.verdict or self.awaits_judge:
+            return None
         places = (part.standing(words)[1] for part in self.parts)
-        return None if self.verdict else next((place for place in places if place is not None), None)
+        return next((place for place in places if place is not None), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,46 +184,124 @@ def standing(ledger: Ledger, job: str) -> Standing:
         return _standing(tx, job, rows[0]["plan"])
 
 
-def is_open(ledger: Ledger, job: str, plan: str) -> bool:
-    """Whether an opened plan has no gate, or all of its answers have passed it."""
+def quality_of(ledger: Ledger, job: str, plan: str) -> Quality | None:
+    """The gate before a plan's answers; None: none."""
     with ledger.db.reading() as tx:
-        found = _standing(tx, job, plan)
-    return found.quality is None or found.has_passed
+        return _quality(tx, job, plan)
+
+
+def openness(ledger: Ledger) -> Callable[[str], bool]:
+    """Whether the answers of a shard may be taken by other jobs: every gate they stand before has let all through.
+
+    What it says of a plan is remembered.
+    """
+    seen: dict[tuple[str, str], bool] = {}
+
+    def is_open(shard: str) -> bool:
+        with ledger.db.reading() as tx:
+            for row in tx.run("plans_of", shard=shard):
+                plan = row["job"], row["digest"]
+                if plan not in seen:
+                    found = _standing(tx, *plan)
+                    seen[plan] = found.quality is None or found.has_passed
+                if not seen[plan]:
+                    return False
+        return True
+
+    return is_open
+
+
+# --------------------------------------------------------------------------------------------------------------- gates
 
 
 def gate_for(ledger: Ledger, job: str, shards: Iterable[str], stated: Quality | None) -> Quality | None:
     """The gate of a new plan that older shards help to answer: no looser than the gates these have not passed yet."""
-    gates = {stated} - {None}
-    seen: dict[str, Quality | None] = {}
     with ledger.db.reading() as tx:
-        for shard in shards:
-            for row in tx.run("gates_of", shard=shard):
-                if row["job"] == job and row["digest"] not in seen:
-                    found = _standing(tx, job, row["digest"])
-                    seen[row["digest"]] = None if found.has_passed else found.quality
-    return strictest([g for g in (*gates, *seen.values()) if g is not None])
+        plans = {row["digest"]: row for shard in shards for row in tx.run("plans_of", shard=shard) if row["job"] == job}
+        return _strictest(tx, stated, plans.values())
+
+
+def put_gate(ledger: Ledger, job: str, plan: str, stated: Quality | None, now: datetime) -> None:
+    """Before a plan is opened again: make its gate as strict as the job file, and as the gates that its answers have not
+    passed in other plans of the job. It is never loosened; of a plan that was never opened nothing is to be done."""
+    with ledger.db.transaction("put_gate") as tx:
+        rows = tx.run("plan", job=job, digest=plan)
+        if not rows:
+            return
+        terms = json.loads(rows[0]["terms"])
+        kept = terms_from_json(terms).quality
+        merged = _strictest(tx, strictest([g for g in (kept, stated) if g]), tx.run("plans_beside", job=job, plan=plan))
+        if merged is not None and merged != kept:
+            tx.run("plan_terms", job=job, digest=plan, terms=entries.dumps({**terms, "quality": plain(merged)}))
+            why = "the job file has a gate now" if kept is None else "the gate is stricter now"
+            entries.journal(tx, now, job, None, "gate_put", why, plan=plan)
+
+
+def unlike(kept: Quality | None, stated: Quality | None) -> str | None:
+    """In words: the gate that stands is not the one that the job file states, for it is not loosened."""
+    if kept is None or kept == stated:
+        return None
+    if stated is None:
+        return f"the job file states no gate; its answers stay behind theirs: {_gist(kept)}"
+    if as_strict(stated, kept):  # they differ in nothing that makes a gate stricter
+        return None
+    return f"the job file's gate ({_gist(stated)}) is not all that holds: answers stay behind {_gist(kept)}"
+
+
+def _gist(gate: Quality) -> str:
+    rules = f", {len(gate.rules)} rules" if gate.rules else ""
+    return f"{percent(gate.refuse_if_bad_rate)} bad refused, {percent(gate.sure)} sure, by {gate.by}{rules}"
+
+
+def as_strict(gate: Quality, other: Quality) -> bool:
+    """Whether whatever a gate lets through, another would let through as surely.
+
+    How many rows are judged makes no gate stricter: it is as sure with fewer, and only less kind to good answers.
+    """
+    return (
+        gate.refuse_if_bad_rate <= other.refuse_if_bad_rate
+        and gate.sure >= other.sure
+        and (gate.by != "rule" or other.by == "rule")
+        and set(gate.rules) >= set(other.rules)
+        and other.strata in (None, gate.strata)
+        and (gate.on_refuse == "quarantine" or gate.on_refuse == other.on_refuse)
+        and (gate.preset == "zero" or other.preset != "zero")
+    )
 
 
 def strictest(gates: Sequence[Quality]) -> Quality | None:
-    """A gate as sure as any of these at the lowest of their rates, with the rules of all; None of none."""
-    if len(set(gates)) <= 1:
-        return gates[0] if gates else None
+    """A gate as sure as any of these at the lowest of their rates, with the rules of all; None of none.
+
+    The first that is as strict as all of them is taken as it is, so that nothing is judged anew for a looser one.
+    """
+    for gate in gates:
+        if all(as_strict(gate, other) for other in gates):
+            return gate
+    if not gates:
+        return None
+    rate, sure = min(g.refuse_if_bad_rate for g in gates), max(g.sure for g in gates)
+    rows = max(g.rows or 0 for g in gates)
     return Quality(
-        refuse_if_bad_rate=min(g.refuse_if_bad_rate for g in gates),
-        sure=max(g.sure for g in gates),
-        by="human" if any(g.by == "human" for g in gates) else "rule",
+        refuse_if_bad_rate=rate,
+        sure=sure,
+        by="human" if any(g.by != "rule" for g in gates) else "rule",
+        rows=rows if rows >= needed(float(rate), float(sure)) else None,
+        preset="zero" if any(g.preset == "zero" for g in gates) else None,
         strata=next((g.strata for g in gates if g.strata), None),
+        on_refuse="quarantine" if any(g.on_refuse == "quarantine" for g in gates) else "load_accepted_strata",
         rules=tuple(dict.fromkeys(rule for g in gates for rule in g.rules)),
     )
 
 
-def put_gate(ledger: Ledger, job: str, plan: str, quality: Quality, now: datetime) -> None:
-    """Put a gate before an opened plan that has none. One that has one keeps it."""
-    with ledger.db.transaction("put_gate") as tx:
-        terms = json.loads(tx.run("plan", job=job, digest=plan)[0]["terms"])
-        if terms.get("quality") is None:
-            tx.run("plan_terms", job=job, digest=plan, terms=entries.dumps({**terms, "quality": plain(quality)}))
-            entries.journal(tx, now, job, None, "gate_put", "the job file has a gate now", plan=plan)
+def _strictest(tx: Tx, gate: Quality | None, plans: Iterable[Row]) -> Quality | None:
+    """With the gates of those plans that did not let all of their answers through."""
+    for row in plans:
+        other = terms_from_json(json.loads(row["terms"])).quality
+        if other is None or (gate is not None and as_strict(gate, other)):
+            continue
+        if not _standing(tx, row["job"], row["digest"], other).has_passed:
+            gate = strictest([other] if gate is None else [gate, other])
+    return gate
 
 
 # ---------------------------------------------------------------------------------------------------- lots, verdicts
@@ -220,6 +322,8 @@ def draw(ledger: Ledger, lot: Lot, now: datetime) -> Lot:
             rows_blob=lot.rows_blob,
             at=to_us(now),
             reason=lot.reason,
+            quality=entries.dumps(plain(lot.quality)),
+            withdrawn=lot.withdrawn,
         )
         if drawn:
             places = sum(part.plan.most_rows for part in lot.parts)
@@ -240,6 +344,8 @@ def judge(ledger: Ledger, lot: str, place: int, word: Word, cause: str | None, w
         row.part_of(place)
         if row.verdict is not None:
             raise AlreadyJudged(place=place, job=row.job, why=f"its lot is {row.verdict.value}")
+        if row.awaits_judge:
+            raise AlreadyJudged(place=place, job=row.job, why=row.reason)
         said = _judgements(tx, lot)
         if place in said and said[place].word is Word.UNSURE and word is Word.UNSURE:
             word, cause = Word.BAD, "unsure"
@@ -250,6 +356,18 @@ def judge(ledger: Ledger, lot: str, place: int, word: Word, cause: str | None, w
             tx, now, row.job, None, "judged", why, lot=lot, place=place, word=word.value, cause=cause, who=who
         )
         _decide(tx, lot, now)
+        return _lot(tx.run("lot", id=lot)[0])
+
+
+def hear(ledger: Ledger, lot: str, heard: str, by_word: Stratified | None, now: datetime) -> Lot:
+    """Keep what came of asking a judge model, once: which rows people look at from here on; None: those of the plain plan."""
+    with ledger.db.transaction("hear_judge") as tx:
+        row = _lot(tx.run("lot", id=lot)[0])
+        if row.awaits_judge:
+            parts = tuple(replace(part, heard=heard, sorted=by_word) for part in row.parts)
+            tx.run("lot_heard", id=lot, parts=json.dumps([asdict(part) for part in parts]))
+            entries.journal(tx, now, row.job, None, "judge_heard", heard, lot=lot)
+            _decide(tx, lot, now)
         return _lot(tx.run("lot", id=lot)[0])
 
 
@@ -266,6 +384,13 @@ def undo(ledger: Ledger, lot: str, who: str, now: datetime) -> bool:
         return undone
 
 
+def stands(tx: Tx, lot: Lot) -> bool:
+    """Whether a lot is still what its job has to read."""
+    return (
+        bool(tx.run("job", name=lot.job)[0]["plan"] == lot.plan) and _standing(tx, lot.job, lot.plan).lot_id == lot.id
+    )
+
+
 def look(ledger: Ledger, lot: str) -> tuple[Lot, dict[int, Judgement]]:
     """A lot, and what was said of its sample by place."""
     with ledger.db.reading() as tx:
@@ -275,19 +400,19 @@ def look(ledger: Ledger, lot: str) -> tuple[Lot, dict[int, Judgement]]:
 def _decide(tx: Tx, lot_id: str, now: datetime) -> None:
     """Write the verdict where there is one by now, and where the job stands with it; else how far it is."""
     lot = _lot(tx.run("lot", id=lot_id)[0])
-    quality = _quality(tx, lot.job, lot.plan)
-    assert quality is not None
     words = {place: judgement.word for place, judgement in _judgements(tx, lot_id).items()}
-    verdict, taken = _verdict(lot, quality, words)
+    verdict, taken = _verdict(lot, words)
     if verdict is None:
         tx.run("lot_reason", id=lot_id, reason=progress(lot, words))
         return
-    reason = _words(lot, quality, words, verdict, taken)
+    reason = _words(lot, words, verdict, taken)
     if not tx.count("lot_decide", id=lot_id, verdict=verdict.value, reason=reason, taken=json.dumps(taken)):
         return
     entries.journal(tx, now, lot.job, None, f"gate_{verdict.value}", reason, lot=lot_id, parts=taken)
+    if verdict is Verdict.REFUSED:
+        _refuse_publications(tx, lot, reason, now)
     job = tx.run("job", name=lot.job)[0]
-    if job["state"] == JobState.GATE.value and job["plan"] == lot.plan:
+    if job["state"] == JobState.GATE.value and stands(tx, lot):  # else it is about answers that are others by now
         n_rows = json.loads(tx.run("plan", job=lot.job, digest=lot.plan)[0]["body"])["n_rows"]
         through = lot.n_rows - replace(lot, verdict=verdict, taken=tuple(taken)).n_left_out
         state = JobState.COMPLETED if through == n_rows else JobState.COMPLETED_WITH_FAILURES
@@ -296,8 +421,20 @@ def _decide(tx: Tx, lot_id: str, now: datetime) -> None:
         entries.journal(tx, now, lot.job, None, "job_state", reason, state=state.value)
 
 
-def _verdict(lot: Lot, quality: Quality, words: Mapping[int, Word]) -> tuple[Verdict | None, list[str]]:
+def _refuse_publications(tx: Tx, lot: Lot, reason: str, now: datetime) -> None:
+    """Serve no more what holds refused answers, unless a gate as strict as this one has accepted it."""
+    for row in tx.run("publications_beside", job=lot.job, plan=lot.plan):
+        lots = map(_lot, tx.run("lots_of", job=lot.job, plan=row["plan"]))
+        if not any(other.verdict is Verdict.ACCEPTED and as_strict(other.quality, lot.quality) for other in lots):
+            why = f"its answers were published before they were judged, and were {reason}"
+            tx.run("publication_refuse", job=lot.job, version=row["version"], why=why)
+            words = f"version {row['version']} is served no more: {why}"
+            entries.journal(tx, now, lot.job, None, "publication_refused", words, version=row["version"], lot=lot.id)
+
+
+def _verdict(lot: Lot, words: Mapping[int, Word]) -> tuple[Verdict | None, list[str]]:
     """And the parts that are accepted."""
+    quality = lot.quality
     if lot.n_broken and lot.n_broken >= quality.refuse_if_bad_rate * lot.n_rows:
         return Verdict.REFUSED, []
     if quality.by == "rule":
@@ -315,15 +452,19 @@ def _verdict(lot: Lot, quality: Quality, words: Mapping[int, Word]) -> tuple[Ver
 
 def progress(lot: Lot, words: Mapping[int, Word]) -> str:
     """How far an inspection is."""
+    if lot.awaits_judge:
+        return f"a judge model looks at its sample first, as job {judge_name(lot.job)}"
     judged, bad, unsure = (sum(n) for n in zip(*(p.counts(words) for p in lot.parts), strict=True))
-    most = sum(part.plan.most_rows for part in lot.parts)
+    most = sum(len(part.places) for part in lot.parts)
     doubt = f", {unsure} of them unsure" if unsure else ""
     return f"{judged} of at most {most} rows judged, {bad} bad{doubt}"
 
 
-def _words(lot: Lot, quality: Quality, words: Mapping[int, Word], verdict: Verdict, taken: Sequence[str]) -> str:
+def _words(lot: Lot, words: Mapping[int, Word], verdict: Verdict, taken: Sequence[str]) -> str:
     """A verdict with what it rests on, and its risk."""
-    broken = f"{lot.n_broken} of {lot.n_rows} rows break a rule ({percent(lot.n_broken / max(1, lot.n_rows))})"
+    quality, again = lot.quality, lot.broken.get(REFUSED_BEFORE, 0)
+    counted = [(lot.n_broken - again, "break a rule"), (again, f"were {REFUSED_BEFORE}")]
+    broken = ", ".join(f"{n} of {lot.n_rows} rows {what} ({percent(n / lot.n_rows)})" for n, what in counted if n)
     if lot.n_broken and lot.n_broken >= quality.refuse_if_bad_rate * lot.n_rows:
         return f"refused: {broken}"
     aside = f"; {broken} and are left out" if lot.n_broken else ""
@@ -338,14 +479,41 @@ def _words(lot: Lot, quality: Quality, words: Mapping[int, Word], verdict: Verdi
 
 def _said(part: Part, words: Mapping[int, Word], *, named: bool) -> str:
     judged, bad, _ = part.counts(words)
+    if part.sorted is not None:
+        seen = [words[place] is not Word.GOOD for place in part.places[:judged]]
+        return _sorted_words(part.sorted, seen)
     low, high = interval(part.plan, judged, bad)
     span = f"at most {percent(high)}" if low == 0 else f"{percent(low)} to {percent(high)}"
     name = f"{part.name}: " if named else ""
-    return f"{name}{bad} of {judged} judged rows bad, so of {part.n_rows} rows {span} (95 times in 100)"
+    return f"{name}{bad} of {judged} judged rows bad, so of {part.n_rows} rows {span} (95 times in 100)" + (
+        f"; {part.heard}" if part.heard else ""
+    )
+
+
+def _sorted_words(plan: Stratified, bad: Sequence[bool]) -> str:
+    """The report of methods.md 5.4."""
+    alone = f"the judge model alone would have said {percent(plan.said.count(SAID_BAD) / len(plan.said))}"
+    checked = f"{len(bad)} rows checked by people, {sum(bad)} of them bad"
+    if (found := plan.estimated(bad)) is None:
+        return f"{checked}, so of {plan.n_lot} rows at least {percent(plan.at_least(bad, 0.05))} (95 times in 100); {alone}"
+    span = f"{percent(found.low)} to {percent(found.high)}, 95 times in 100"
+    saved = round(100 * found.explained)
+    worth = f"it saved about {saved}% of the labels" if saved >= 5 else "it adds nothing"
+    return f"estimated bad rows {percent(found.rate)} of {plan.n_lot} ({span}); {checked}; {alone}; {worth}"
+
+
+def judge_name(job: str) -> str:
+    """What the judge model of a job's gate runs as."""
+    return f"{job}.judge"
 
 
 def risk(part: Part) -> str:
     """What a verdict on a part may miss."""
+    if part.sorted is not None:
+        return (
+            f"If you accept, rows of which {percent(part.plan.bad_rate)} are bad would slip through at most "
+            f"{max(1, round(100 * part.sorted.missed))} times in 100, whatever the judge model says."
+        )
     missed = passes(part.plan, ceil(part.plan.bad_rate * part.n_rows - 1e-9))
     return (
         f"If you accept, rows of which {percent(part.plan.bad_rate)} are bad would slip through "
@@ -353,7 +521,19 @@ def risk(part: Part) -> str:
     )
 
 
-def percent(rate: float) -> str:
+def kindness(part: Part) -> str:
+    """What a plan of inspection asks of good answers."""
+    if part.sorted is not None:
+        flagged, passed = part.sorted.n_flagged, part.sorted.n_passed
+        return f"{flagged + passed} rows are judged: {flagged} that the judge model flags and {passed} that it passes, mixed."
+    few, most = round(mean_rows(part.plan, 0)), part.plan.most_rows
+    return (
+        f"Rows of which {percent(good_rate(part.plan))} are bad still pass 95 times in 100. Where none is bad about {few} are "
+        f"judged, at most {most}."
+    )
+
+
+def percent(rate: float | Decimal) -> str:
     places = Decimal("0.1") if rate >= 0.001 else Decimal("0.001")
     return f"{Decimal(100 * rate).quantize(places).normalize():f}%"
 
@@ -361,8 +541,10 @@ def percent(rate: float) -> str:
 # -------------------------------------------------------------------------------------------------------------- rows
 
 
-def _standing(tx: Tx, job: str, plan: str) -> Standing:
-    digest = hashlib.sha256(f"{job}\0{plan}".encode())
+def _standing(tx: Tx, job: str, plan: str, gate: Quality | None = None) -> Standing:
+    """`gate`: the one it is asked of, where that is known."""
+    quality = gate or _quality(tx, job, plan)
+    digest = hashlib.sha256(f"{job}\0{plan}\0{_stated(quality) if quality else ''}".encode())
     is_whole = True
     for shard in tx.run("plan_shards", job=job, plan=plan):
         usable, is_ended = _usable(shard["vector"], shard["weights"])
@@ -371,7 +553,13 @@ def _standing(tx: Tx, job: str, plan: str) -> Standing:
     for row in tx.run("lot_answers", job=job, plan=plan):
         digest.update(f"\0{row['root']}\0{row['results_blob']}".encode())
     kept = tx.run("lot", id=digest.hexdigest())
-    return Standing(plan, _quality(tx, job, plan), digest.hexdigest(), is_whole, _lot(kept[0]) if kept else None)
+    return Standing(plan, quality, digest.hexdigest(), is_whole, _lot(kept[0]) if kept else None)
+
+
+def _stated(gate: Quality) -> str:
+    """What a gate asks beyond the defaults: the same text for as long as it asks the same."""
+    asked = {f.name: getattr(gate, f.name) for f in fields(gate) if getattr(gate, f.name) != f.default}
+    return entries.dumps({name: plain(value) for name, value in asked.items()})
 
 
 @lru_cache(1024)  # who watches a job asks twice a second, and few shards have changed by then
@@ -386,7 +574,12 @@ def _usable(packed_vector: bytes, packed_weights: bytes) -> tuple[bytes, bool]:
 
 
 def _quality(tx: Tx, job: str, plan: str) -> Quality | None:
-    return terms_from_json(json.loads(tx.run("plan", job=job, digest=plan)[0]["terms"])).quality
+    """A plan's gate. Where another job has asked answers again that this plan shares, also the gates those stand before."""
+    kept = terms_from_json(json.loads(tx.run("plan", job=job, digest=plan)[0]["terms"])).quality
+    for shard in tx.run("withdrawn_elsewhere", job=job, plan=plan):
+        theirs = [row for row in tx.run("plans_of", shard=shard["root"]) if row["job"] == shard["job"]]
+        kept = _strictest(tx, kept, theirs)
+    return kept
 
 
 def _lot(row: Row) -> Lot:
@@ -394,6 +587,8 @@ def _lot(row: Row) -> Lot:
     for part in parts:
         plan = part["plan"]
         part["plan"] = Inspection(**{**plan, "accept": tuple(plan["accept"]), "refuse": tuple(plan["refuse"])})
+        if by_word := part.get("sorted"):
+            part["sorted"] = Stratified(**{**by_word, "allowed": tuple(by_word["allowed"])})
     return Lot(
         id=row["id"],
         job=row["job"],
@@ -403,6 +598,8 @@ def _lot(row: Row) -> Lot:
         parts=tuple(Part(**part) for part in parts),
         sample_blob=row["sample_blob"],
         rows_blob=row["rows_blob"],
+        quality=quality_from_json(json.loads(row["quality"])),
+        withdrawn=row["withdrawn"],
         verdict=Verdict(row["verdict"]) if row["verdict"] else None,
         reason=row["reason"],
         taken=tuple(json.loads(row["taken"])),

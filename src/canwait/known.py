@@ -76,12 +76,11 @@ class Known:
         """Whether anything is known."""
         return bool(self._runs)
 
-    def get(self, identity: bytes) -> Place | None:
-        """Shard and line: of the first shard that has a line of this identity which may be reused."""
-        return self.find([identity])[0]
-
     def find(self, identities: Sequence[bytes]) -> list[Place | None]:
-        """`get` of each; some hundreds at a time are found much faster than one by one."""
+        """Shard and line of each: of the first shard that has a line of this identity which may be reused.
+
+        Some hundreds at a time are found much faster than one by one.
+        """
         if not (identities and self._runs):
             return [None] * len(identities)
         halves = memoryview(b"".join(identities)).cast("Q")

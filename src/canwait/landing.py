@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any, cast
@@ -63,9 +63,14 @@ class Landed:
     fates: Fates
     usage: Usage = Usage(0, 0)
     exact_micros: Decimal = Decimal(0)
-    exact_wasted_micros: Decimal = Decimal(0)  # of rows that cannot be used
+    exact_wasted: dict[str, Decimal] = field(default_factory=dict)  # of it, by the cause why a row cannot be used
     n_strangers: int = 0  # lines that name no row of this shard
     n_repeats: int = 0  # rows returned more than once
+
+    @property
+    def exact_wasted_micros(self) -> Decimal:
+        with localcontext(EXACT):
+            return sum(self.exact_wasted.values(), Decimal(0))
 
 
 class ResultsWriter:
@@ -293,17 +298,20 @@ class _Book:
         if self._models:
             self._flush()
         landed, n_records = self.landed, len(self._lines)
-        outcomes = _column(landed.fates.outcomes(), pa.uint8())
+        codes = _column(landed.fates.codes, pa.uint8())
+        unusable = [(n, k.cause or "unknown") for n, k in enumerate(landed.fates.kinds) if k.outcome is not Outcome.OK]
         for start in range(0, n_records, _GROUP_ROWS):
             part = slice(start, start + _GROUP_ROWS)
             counts = pc.equal(_column(self._counts[part], pa.uint8()), pa.scalar(1, pa.uint8()))
             tokens = [_column(bill[part], pa.uint32()).cast(pa.int64()).filter(counts) for bill in self._bills]
             landed.usage += Usage(*(pc.sum(column, min_count=0).as_py() for column in tokens))
-            ends = outcomes.take(_column(self._lines[part], pa.int32()).filter(counts))
-            unusable = pc.not_equal(ends, pa.scalar(int(Outcome.OK), pa.uint8()))
+            ends = codes.take(_column(self._lines[part], pa.int32()).filter(counts))
             with localcontext(EXACT):
                 landed.exact_micros += self._sum(tokens)
-                landed.exact_wasted_micros += self._sum([column.filter(unusable) for column in tokens])
+                for code, cause in unusable:
+                    ended_so = pc.equal(ends, pa.scalar(code, pa.uint8()))
+                    if cost := self._sum([column.filter(ended_so) for column in tokens]):
+                        landed.exact_wasted[cause] = landed.exact_wasted.get(cause, Decimal(0)) + cost
         return landed
 
     def _checked(self, answer: Answer) -> Answer:

@@ -15,8 +15,8 @@ import json
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,6 +26,8 @@ from .codec import batch_to_json, terms_from_json
 from .db import Db, Row, Tx
 from .errors import Crowded, InvalidMove, LeaseLost, LedgerError, NotFound
 from .price import format_usd
+from .releasing import Room
+from .turnaround import Progress
 from .types import Batch, BudgetSpec, Event, Intent, JobState, Limits, MarkClass, Outcome, Shard, ShardState, Terms
 
 S = ShardState
@@ -47,6 +49,7 @@ class NewShard:
     output_bound: int
     worst_micros: int
     next_at: datetime
+    carries: bool = False  # what it needs is held already, by the shard it follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class OpenPlan:
     new: Sequence[NewShard]
     answering: Sequence[tuple[str, bytes]]  # shard id and weights (uint32 LE per line), by ordinal
     revision: int  # how many plans of this job the planner saw
+    file: str | None = None  # the job's file, where it has one
+    load: str | None = None  # where its rows are loaded to
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,8 @@ class Settlement:
     pause: str | None  # why the job must stop sending
     reason: str
     facts: Mapping[str, Any]
+    twice_micros: int = 0  # of the wasted: for rows that are asked again, and then paid once more
+    halt: str | None = None  # why nothing more of its plan is sent
 
 
 class Ledger:
@@ -151,57 +158,53 @@ class Ledger:
             if tx.count("job_resume", name=plan.job):
                 entries.journal(tx, now, plan.job, None, "job_resumed", "a person ran it again")
             tx.run("budget_limit", id=f"job:{plan.job}", micros=plan.budget.micros, tokens=plan.budget.tokens)
+            tx.run("job_file", name=plan.job, file=plan.file, load=plan.load)
             _chain(tx, plan.job, now)
             if tx.run("plan", job=plan.job, digest=plan.digest):
                 return True
             tx.run(
-                "plan_insert",
-                job=plan.job,
-                digest=plan.digest,
-                body=entries.dumps(plan.body),
-                terms=entries.dumps(plan.terms),
-                at=to_us(now),
-            )
+                "plan_insert", job=plan.job, digest=plan.digest, body=entries.dumps(plan.body),
+                terms=entries.dumps(plan.terms), at=to_us(now),
+            )  # fmt: skip
             for new in plan.new:
                 _insert_shard(tx, plan.job, plan.digest, new)
             for ordinal, (shard, weights) in enumerate(plan.answering):
                 tx.run(
-                    "plan_shard_insert",
-                    job=plan.job,
-                    plan=plan.digest,
-                    ordinal=ordinal,
-                    shard=shard,
+                    "plan_shard_insert", job=plan.job, plan=plan.digest, ordinal=ordinal, shard=shard,
                     weights=zlib.compress(weights),
-                )
+                )  # fmt: skip
             tx.run("job_uncancel", name=plan.job)  # what was given up stays so; these shards are new
             tx.run("job_state", name=plan.job, state=JobState.IN_PROGRESS.value, reason=None)
             entries.journal(
-                tx,
-                now,
-                plan.job,
-                None,
-                "plan_opened",
-                f"{len(plan.new)} shards to run",
-                plan=plan.digest,
+                tx, now, plan.job, None, "plan_opened", f"{len(plan.new)} shards to run", plan=plan.digest,
                 n_shards=len(plan.new),
-            )
+            )  # fmt: skip
             return True
 
     def add_shards(
-        self, job: str, shards: Sequence[tuple[NewShard, Sequence[int]]], reason: str, now: datetime
+        self,
+        job: str,
+        shards: Sequence[tuple[NewShard, Sequence[int]]],
+        reason: str,
+        now: datetime,
+        withdraw: Callable[[Tx], bool] | None = None,
     ) -> None:
         """Open more shards of a job's latest plan, each for some ended lines of its root that a person wants sent again.
 
         The lines are pending from now on. A shard of lines that somebody else has sent again meanwhile is left out.
+        `withdraw`: whether what lines were answered shall count no more; else, and without it, no answered line is taken.
         """
         with self.db.transaction("add_shards") as tx:
             _one(tx, "job", "job", name=job)
+            kept = {Outcome.PENDING} if withdraw is not None and withdraw(tx) else {Outcome.PENDING, Outcome.OK}
             added = []
             for new, lines in shards:
                 root = tx.run("shard", id=new.root)[0]
                 vector = bytearray(zlib.decompress(root["vector"]))
-                if any(vector[line] in (Outcome.PENDING, Outcome.OK) for line in lines):
+                if kept.intersection(vector[line] for line in lines):
                     continue
+                if Outcome.OK not in kept:
+                    _withdraw(tx, job, new.root, len(vector), lines, now)
                 for line in lines:
                     vector[line] = Outcome.PENDING
                 tx.run("shard_vector", id=new.root, vector=zlib.compress(bytes(vector)))
@@ -282,16 +285,17 @@ class Ledger:
                 entries.journal(tx, now, shard.job, shard.id, "blocked", blocked)
 
     def crowded(self, shard: Shard, until: datetime, why: str, now: datetime) -> None:
-        """As `wait`, for every planned shard of the job on this account: no other would be let in before."""
+        """As `wait`, for every planned shard of the job on this account: no other would be let in before, nor is then."""
         self.wait(shard, until, why, now)
         with self.db.transaction("crowded") as tx:
-            tx.run("crowd_out", job=shard.job, account=shard.account, next=to_us(until), now=to_us(now))
+            facts = {"job": shard.job, "account": shard.account, "id": shard.id}
+            tx.run("crowd_out", next=to_us(until) + 1, now=to_us(now), **facts)
 
     def polled(self, shard: Shard, batch: Batch, until: datetime, now: datetime) -> None:
-        """Keep what the provider said of a batch that is still running."""
+        """Keep what the provider said of a batch that is still running, and how it gets on."""
         with self.db.transaction("polled") as tx:
-            self._hold(tx, shard)
-            tx.run("shard_batch", id=shard.id, fence=shard.fence, batch=_batch_json(batch))
+            facts = {"batch": _batch_json(batch), "progress": _progress(self._hold(tx, shard), batch, now)}
+            tx.run("shard_batch", id=shard.id, fence=shard.fence, at=to_us(now), **facts)
             tx.run("shard_wait", id=shard.id, fence=shard.fence, old=shard.state.value, next=to_us(until), blocked=None)
 
     # ------------------------------------------------------------------------------------------- submitting once (5a)
@@ -315,27 +319,43 @@ class Ledger:
         with self.db.transaction("begin_submit") as tx:
             self._step(tx, shard, S.SUBMITTING, now)
             _room(tx, shard, limits, mark)
-            chain = _chain(tx, shard.job, now)
-            entries.reserve(tx, now, chain, shard.job, shard.id, micros=shard.worst_micros, tokens=tokens)
+            row = tx.run("shard", id=shard.id)[0]
+            chain = json.loads(row["budgets"])
+            if not (row["held_micros"] or row["held_tokens"]):  # else the shard that it follows held it until then
+                chain = _chain(tx, shard.job, now)
+                entries.reserve(tx, now, chain, shard.job, shard.id, micros=shard.worst_micros, tokens=tokens)
             tx.run("intent_insert", token=token, shard=shard.id)
             tx.run(
-                "shard_reserved",
-                id=shard.id,
-                token=token,
-                micros=shard.worst_micros,
-                tokens=tokens,
+                "shard_reserved", id=shard.id, token=token, micros=shard.worst_micros, tokens=tokens,
                 budgets=json.dumps(chain),
-            )
+            )  # fmt: skip
             entries.journal(
-                tx,
-                now,
-                shard.job,
-                shard.id,
-                "reserved",
-                f"${format_usd(shard.worst_micros)} held at worst case",
+                tx, now, shard.job, shard.id, "reserved", f"${format_usd(shard.worst_micros)} held at worst case",
                 token=token,
-            )
+            )  # fmt: skip
         return token
+
+    def repriced(self, shard: Shard, plan: str, worst_micros: int, now: datetime) -> Shard:
+        """A planned shard under the terms of a later plan of its job, which asks the same at other rates."""
+        with self.db.transaction("repriced") as tx:
+            self._hold(tx, shard)
+            tx.run("shard_repriced", id=shard.id, fence=shard.fence, plan=plan, worst_micros=worst_micros)
+            why = f"prices have changed: at worst ${format_usd(worst_micros)}, not ${format_usd(shard.worst_micros)}"
+            entries.journal(tx, now, shard.job, shard.id, "repriced", why, plan=plan)
+        return replace(shard, plan=plan, worst_micros=worst_micros)
+
+    def rooms(self, shard: Shard, now: datetime) -> list[Room]:
+        """What is left of every limit above a shard. Advice, no more: others may reserve it before this caller does."""
+        found = []
+        with self.db.transaction("rooms") as tx:
+            for budget in _chain(tx, shard.job, now):
+                row = tx.run("budget", id=budget)[0]
+                n_open = tx.run("money_on_its_way", id=shard.id, quoted=json.dumps(budget))[0]["n"]
+                for unit in ("micros", "tokens"):
+                    if (limit := row[f"limit_{unit}"]) is not None:
+                        left = limit - row[f"spent_{unit}"] - row[f"held_{unit}"]
+                        found.append(Room(budget, unit, limit, left, n_open > 0))
+        return found
 
     def begin_try(self, shard: Shard, account: str, lease_s: float, now: datetime) -> None:
         """Record that a create is about to be sent on an account. From here on its fate is unknown until it is proved."""
@@ -412,16 +432,9 @@ class Ledger:
             why = "a person says what it was billed"
             for budget in json.loads(row["budgets"]):
                 entries.move(
-                    tx,
-                    now,
-                    budget,
-                    row["job"],
-                    shard,
-                    "settle",
-                    why,
-                    held_micros=-min(micros, held),
+                    tx, now, budget, row["job"], shard, "settle", why, held_micros=-min(micros, held),
                     spent_micros=micros,
-                )
+                )  # fmt: skip
                 rest = {"held_micros": min(micros, held) - held, "held_tokens": -held_tokens}
                 entries.move(tx, now, budget, row["job"], shard, "release", why, **rest)
                 entries.freeze_if_passed(tx, budget, f"shard {shard} was billed more than was held for it", now)
@@ -477,19 +490,9 @@ class Ledger:
                 return
             row = _one(tx, "shard", "shard", id=shard.id)
             new = NewShard(
-                twin,
-                shard.root,
-                shard.attempt,
-                row["provider"],
-                row["account"],
-                shard.n_lines,
-                shard.requests_blob,
-                shard.manifest_blob,
-                shard.input_bound,
-                shard.output_bound,
-                shard.worst_micros,
-                now,
-            )
+                twin, shard.root, shard.attempt, row["provider"], row["account"], shard.n_lines, shard.requests_blob,
+                shard.manifest_blob, shard.input_bound, shard.output_bound, shard.worst_micros, now,
+            )  # fmt: skip
             _insert_shard(tx, shard.job, row["plan"], new, role="duplicate", state=S.SUBMITTED, token=shard.token)
             chain = _chain(tx, shard.job, now)
             tokens = shard.input_bound + shard.output_bound
@@ -500,24 +503,14 @@ class Ledger:
                 )
                 entries.freeze_if_passed(tx, budget, f"shard {shard.id} was sent twice", now)
             tx.run(
-                "shard_reserved",
-                id=twin,
-                token=shard.token,
-                micros=shard.worst_micros,
-                tokens=tokens,
+                "shard_reserved", id=twin, token=shard.token, micros=shard.worst_micros, tokens=tokens,
                 budgets=json.dumps(chain),
-            )
+            )  # fmt: skip
             tx.run("shard_submitted", id=twin, batch_id=batch.id, batch=_batch_json(batch), at=to_us(now))
             entries.journal(
-                tx,
-                now,
-                shard.job,
-                twin,
-                "duplicate",
-                "a second batch of one shard was found",
-                batch=batch.id,
+                tx, now, shard.job, twin, "duplicate", "a second batch of one shard was found", batch=batch.id,
                 shard_of=shard.id,
-            )
+            )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -559,17 +552,11 @@ class Ledger:
             rows = tx.run("events", since=since, job=job or "", count=count)
         return [
             Event(
-                r["seq"],
-                f"evt_{self.id[:12]}_{r['seq']}",
-                from_us(r["at_us"]),
-                r["job"],
-                r["shard"],
-                r["kind"],
-                r["reason"],
-                json.loads(r["facts"]),
+                r["seq"], f"evt_{self.id[:12]}_{r['seq']}", from_us(r["at_us"]), r["job"], r["shard"], r["kind"],
+                r["reason"], json.loads(r["facts"]),
             )
             for r in rows
-        ]
+        ]  # fmt: skip
 
     def next_due(self, job: str | None = None) -> tuple[datetime | None, int]:
         """When something can be done next, and how many shards are open."""
@@ -604,11 +591,12 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------------------- the parts
 
-    def _hold(self, tx: Tx, shard: Shard) -> None:
-        """Raises LeaseLost unless the caller's fence and the state it saw are still the shard's."""
+    def _hold(self, tx: Tx, shard: Shard) -> Row:
+        """The shard's row. Raises LeaseLost unless the caller's fence and the state it saw are still the shard's."""
         row = tx.run("shard", id=shard.id)[0]
         if row["fence"] != shard.fence or row["state"] != shard.state.value:
             raise LeaseLost(shard=shard.id)
+        return row
 
     def _step(self, tx: Tx, shard: Shard, new: ShardState, now: datetime, next_at: datetime | None = None) -> None:
         if not lifecycle.allowed(shard.state, new):
@@ -621,21 +609,15 @@ class Ledger:
         row = tx.run("shard", id=shard.id)[0]
         for budget in json.loads(row["budgets"]):
             entries.move(
-                tx,
-                now,
-                budget,
-                shard.job,
-                shard.id,
-                "release",
-                reason,
-                held_micros=-row["held_micros"],
+                tx, now, budget, shard.job, shard.id, "release", reason, held_micros=-row["held_micros"],
                 held_tokens=-row["held_tokens"],
-            )
+            )  # fmt: skip
         tx.run("shard_reserved", id=shard.id, token=row["token"], micros=0, tokens=0, budgets="[]")
 
     def _settle(self, tx: Tx, shard: Shard, s: Settlement, now: datetime) -> None:
         row = tx.run("shard", id=shard.id)[0]
-        held, held_tokens = row["held_micros"], row["held_tokens"]
+        redo, redo_tokens = row["redo_micros"], row["redo_tokens"]
+        held, held_tokens = row["held_micros"] - redo, row["held_tokens"] - redo_tokens
         tokens = s.input_tokens + s.output_tokens
         # What stays held can never be more than what was; a bill above the reservation is recorded as it is.
         unknown = max(0, min(s.unknown_micros, held - s.confirmed_micros))
@@ -643,29 +625,13 @@ class Ledger:
         paid, paid_tokens = min(s.confirmed_micros, held), min(tokens, held_tokens)
         for budget in json.loads(row["budgets"]):
             entries.move(
-                tx,
-                now,
-                budget,
-                shard.job,
-                shard.id,
-                "settle",
-                s.reason,
-                held_micros=-paid,
-                spent_micros=s.confirmed_micros,
-                held_tokens=-paid_tokens,
-                spent_tokens=tokens,
-            )
+                tx, now, budget, shard.job, shard.id, "settle", s.reason, held_micros=-paid,
+                spent_micros=s.confirmed_micros, held_tokens=-paid_tokens, spent_tokens=tokens,
+            )  # fmt: skip
             entries.move(
-                tx,
-                now,
-                budget,
-                shard.job,
-                shard.id,
-                "release",
-                s.reason,
-                held_micros=paid + unknown - held,
-                held_tokens=paid_tokens + unknown_tokens - held_tokens,
-            )
+                tx, now, budget, shard.job, shard.id, "release", s.reason, held_micros=paid + unknown - held - redo,
+                held_tokens=paid_tokens + unknown_tokens - held_tokens - redo_tokens,
+            )  # fmt: skip
             if s.confirmed_micros > held or tokens > held_tokens:
                 entries.freeze(
                     tx,
@@ -675,17 +641,10 @@ class Ledger:
                     now,
                 )
         tx.run(
-            "shard_settled",
-            id=shard.id,
-            results_blob=s.results_blob,
-            held_micros=unknown,
-            held_tokens=unknown_tokens,
-            confirmed_micros=s.confirmed_micros,
-            wasted_micros=s.wasted_micros,
-            input_tokens=s.input_tokens,
-            output_tokens=s.output_tokens,
-            at=to_us(now),
-        )
+            "shard_settled", id=shard.id, results_blob=s.results_blob, held_micros=unknown, held_tokens=unknown_tokens,
+            confirmed_micros=s.confirmed_micros, wasted_micros=s.wasted_micros, twice_micros=s.twice_micros,
+            input_tokens=s.input_tokens, output_tokens=s.output_tokens, at=to_us(now),
+        )  # fmt: skip
         if s.outcomes:
             root = tx.run("shard", id=shard.root)[0]
             vector = bytearray(zlib.decompress(root["vector"]))
@@ -695,12 +654,19 @@ class Ledger:
             tx.run("shard_vector", id=shard.root, vector=zlib.compress(bytes(vector)))
         for new in s.retries:
             _insert_shard(tx, shard.job, row["plan"], new)
-        if s.pause:
-            _pause(tx, shard.job, s.pause, now)
+            tokens = new.input_bound + new.output_bound
+            if new.carries and new.worst_micros <= redo and tokens <= redo_tokens:
+                redo, redo_tokens = redo - new.worst_micros, redo_tokens - tokens
+                _carry_over(tx, now, row, new, tokens)
+        if s.halt:
+            tx.run("shard_halted", id=shard.id, why=s.halt)
+        if why := s.pause or s.halt:
+            _pause(tx, shard.job, why, now)
         facts = {
             **s.facts,
             "confirmed_micros": s.confirmed_micros,
             "unknown_micros": unknown,
+            **({"paid_twice_micros": s.twice_micros} if s.twice_micros else {}),
             "retries": [new.id for new in s.retries],
         }
         entries.journal(tx, now, shard.job, shard.id, "settled", s.reason, **facts)
@@ -750,6 +716,15 @@ def _room(tx: Tx, shard: Shard, limits: Limits, mark: MarkClass) -> None:
         )
 
 
+def _withdraw(tx: Tx, job: str, root: str, n_lines: int, lines: Iterable[int], now: datetime) -> None:
+    """What these lines of a planned shard were answered so far counts no more."""
+    mask = bytearray(n_lines)
+    for line in lines:
+        mask[line] = 1
+    answered = json.dumps([row["id"] for row in tx.run("shards_of_root", root=root) if row["results_blob"]])
+    tx.run("withdrawal_insert", root=root, job=job, shards=answered, lines=zlib.compress(bytes(mask)), at=to_us(now))
+
+
 def _insert_shard(
     tx: Tx,
     job: str,
@@ -784,6 +759,14 @@ def _insert_shard(
     )
 
 
+def _carry_over(tx: Tx, now: datetime, row: Row, new: NewShard, tokens: int) -> None:
+    """What a settled shard held for the redo of its lines, and has just released, is held by the shard that does it."""
+    amounts = {"held_micros": new.worst_micros, "held_tokens": tokens}
+    for budget in json.loads(row["budgets"]):
+        entries.move(tx, now, budget, row["job"], new.id, "reserve", f"carried over from shard {row['id']}", **amounts)
+    tx.run("shard_reserved", id=new.id, token=None, micros=new.worst_micros, tokens=tokens, budgets=row["budgets"])
+
+
 def _shard(row: Row) -> Shard:
     return Shard(
         id=row["id"],
@@ -812,7 +795,19 @@ def _shard(row: Row) -> Shard:
         plan=row["plan"],
         batch=row["batch"],
         cancel_asked=bool(row["cancel_asked"]),
+        moving=row["moving_us"] is not None,
     )
+
+
+def _progress(row: Row, batch: Batch, now: datetime) -> str | None:
+    """What a shard's polls counted, this one included; None while its provider counts nothing."""
+    kept: str | None = row["progress"]
+    if batch.n_done is None:
+        return kept
+    began = row["submitted_us"]
+    before = Progress(*json.loads(kept or "[]"))
+    looked_s = ((row["looked_us"] or began) - began) / 1e6
+    return json.dumps(before.after(min(batch.n_done, row["n_lines"]), (to_us(now) - began) / 1e6, looked_s))
 
 
 def _batch_json(batch: Batch) -> str:

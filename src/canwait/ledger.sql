@@ -104,6 +104,10 @@ WHERE name = :name AND revision = :revision;
 -- The same plan run again gets a new deadline.
 UPDATE job SET deadline_us = :deadline WHERE name = :name;
 
+-- name: job_file
+-- The file a job was last run by, and where that loads its rows.
+UPDATE job SET file = :file, load_to = :load WHERE name = :name;
+
 -- name: job_state
 -- Where a job stands.
 UPDATE job SET state = :state, reason = :reason WHERE name = :name;
@@ -122,7 +126,7 @@ UPDATE job SET cancelled = 1 WHERE name = :name AND cancelled = 0;
 
 -- name: job_uncancel
 -- A person asked for more of a job that was given up.
-UPDATE job SET cancelled = 0 WHERE name = :name;
+UPDATE job SET cancelled = 0, given_up = NULL WHERE name = :name;
 
 -- name: job_loaded
 -- What was loaded last.
@@ -146,6 +150,22 @@ ON CONFLICT (job, plan, ordinal) DO NOTHING;
 -- The shards that answer a plan's rows, with what became of their lines.
 SELECT p.ordinal, p.shard, p.weights, s.vector, s.job AS owner_job, s.n_lines
 FROM plan_shard p JOIN shard s ON s.id = p.shard WHERE p.job = :job AND p.plan = :plan ORDER BY p.ordinal;
+
+-- name: plan_order
+-- Which shard a place in a plan is.
+SELECT ordinal, shard FROM plan_shard WHERE job = :job AND plan = :plan;
+
+-- name: plan_money
+-- What a plan opened, with its money, in the order it settled.
+SELECT id, root, role, state, provider, attempt, n_lines, input_bound, output_bound, worst_micros, held_micros, redo_micros,
+  confirmed_micros, wasted_micros, twice_micros, input_tokens, output_tokens, manifest_blob, results_blob,
+  batch_id, vector
+FROM shard WHERE job = :job AND plan = :plan ORDER BY settled_us, attempt, id;
+
+-- name: settled_facts
+-- How the shards of a plan ended.
+SELECT j.shard, j.facts FROM journal j JOIN shard s ON s.id = j.shard
+WHERE j.job = :job AND j.kind = 'settled' AND s.job = :job AND s.plan = :plan;
 
 -- name: shard_insert
 -- A shard, planned.
@@ -178,9 +198,18 @@ WHERE s.state IN ('planned', 'submitting', 'submitted', 'ended') AND s.next_us <
 ORDER BY s.next_us, s.attempt, s.id LIMIT 1;
 
 -- name: crowd_out
--- Shards of a job that wait together: their account takes no more batches for now.
+-- Shards of a job that wait behind one of them: their account takes no more batches for now.
 UPDATE shard SET next_us = :next WHERE job = :job AND account = :account AND state = 'planned' AND next_us < :next
-  AND lease_us <= :now;
+  AND lease_us <= :now AND id <> :id;
+
+-- name: hold_for_canary
+-- Shards of a plan that wait together, until its canary is home.
+UPDATE shard SET next_us = :next, blocked = :why WHERE job = :job AND plan = :plan AND state = 'planned' AND id = root
+  AND id <> :canary AND next_us < :next AND lease_us <= :now;
+
+-- name: to_be_sent
+-- What a plan's shards that were not sent yet cost at most.
+SELECT COALESCE(SUM(worst_micros), 0) AS micros FROM shard WHERE job = :job AND plan = :plan AND state = 'planned';
 
 -- name: claim
 -- Take a shard, if it is still as it was seen; the fence it gets makes every older holder's writes void.
@@ -198,6 +227,9 @@ FROM shard s JOIN job j ON j.name = s.job
 WHERE s.state IN ('planned', 'submitting', 'submitted', 'ended') AND (:job = '' OR s.job = :job)
   AND (j.paused IS NULL OR s.state <> 'planned' OR j.cancelled = 1);
 
+-- name: shard_repriced
+UPDATE shard SET plan = :plan, worst_micros = :worst_micros WHERE id = :id AND fence = :fence AND state = 'planned';
+
 -- name: shard_move
 -- The compare-and-swap of a shard: only the holder of the fence moves it, and only from the state it saw.
 UPDATE shard SET state = :new, next_us = :next, blocked = NULL, holder = NULL, lease_us = 0
@@ -210,7 +242,8 @@ WHERE id = :id AND fence = :fence AND state = :old;
 
 -- name: shard_reserved
 -- What a shard holds, in which budgets, under which token.
-UPDATE shard SET token = :token, held_micros = :micros, held_tokens = :tokens, budgets = :budgets WHERE id = :id;
+UPDATE shard SET token = :token, held_micros = :micros, held_tokens = :tokens, budgets = :budgets, redo_micros = 0,
+  redo_tokens = 0 WHERE id = :id;
 
 -- name: shard_account
 -- The account a shard is sent on.
@@ -221,8 +254,8 @@ UPDATE shard SET account = :account WHERE id = :id;
 UPDATE shard SET batch_id = :batch_id, batch = :batch, submitted_us = :at WHERE id = :id;
 
 -- name: shard_batch
--- What the provider last said of it.
-UPDATE shard SET batch = :batch WHERE id = :id AND fence = :fence;
+-- What the provider last said of it, and when.
+UPDATE shard SET batch = :batch, progress = :progress, looked_us = :at WHERE id = :id AND fence = :fence;
 
 -- name: shard_ended
 -- When the provider's end was first seen.
@@ -236,7 +269,8 @@ UPDATE shard SET raw_blobs = :raw_blobs WHERE id = :id AND fence = :fence AND st
 -- What a shard cost and brought.
 UPDATE shard SET results_blob = :results_blob, held_micros = :held_micros, held_tokens = :held_tokens,
   confirmed_micros = confirmed_micros + :confirmed_micros, wasted_micros = wasted_micros + :wasted_micros,
-  input_tokens = input_tokens + :input_tokens, output_tokens = output_tokens + :output_tokens, settled_us = :at
+  input_tokens = input_tokens + :input_tokens, output_tokens = output_tokens + :output_tokens, settled_us = :at,
+  redo_micros = 0, redo_tokens = 0, twice_micros = :twice_micros
 WHERE id = :id;
 
 -- name: shard_billed
@@ -253,6 +287,47 @@ UPDATE shard SET vector = :vector WHERE id = :id;
 UPDATE shard SET cancel_asked = 1, next_us = :now
 WHERE job = :job AND cancel_asked = 0 AND state IN ('planned', 'submitting', 'submitted');
 
+-- name: open_shards
+-- Shards of all jobs that are on their way: what a look at one job's deadline needs.
+SELECT id, job, plan, state, provider, role, n_lines, submitted_us, batch, moving_us FROM shard
+WHERE state IN ('planned', 'submitting', 'submitted', 'ended') AND role = 'work' ORDER BY id;
+
+-- name: shard_move_on
+-- What of a shard is unanswered goes to another tier; what that costs at worst is held from now on.
+UPDATE shard SET moving_us = :at, redo_micros = :micros, redo_tokens = :tokens, held_micros = held_micros + :micros,
+  held_tokens = held_tokens + :tokens, next_us = :at, unmoved = NULL
+WHERE id = :id AND moving_us IS NULL AND cancel_asked = 0 AND state IN ('planned', 'submitting', 'submitted');
+
+-- name: shard_unmoved
+-- Why a shard could not be moved, when that is news.
+UPDATE shard SET unmoved = :why WHERE id = :id AND moving_us IS NULL AND unmoved IS NULL;
+
+-- name: job_missed
+-- A job's deadline has passed, and rows are not back; once for each deadline.
+UPDATE job SET missed_us = deadline_us, given_up = :given_up
+WHERE name = :name AND cancelled = 0 AND deadline_us <= :now AND (missed_us IS NULL OR missed_us < deadline_us);
+
+-- name: adapters
+-- Whatever shards were ever sent by.
+SELECT DISTINCT provider FROM shard ORDER BY provider;
+
+-- name: sent
+-- The last shards of any job that one adapter was sent, newest first, each with what it ran under: of those whose batch has
+-- ended, or of those that are out.
+SELECT s.job, s.plan, s.provider, s.n_lines, s.submitted_us, s.looked_us, s.ended_us, s.batch, s.progress, p.terms
+FROM shard s JOIN plan p ON p.job = s.job AND p.digest = s.plan
+WHERE s.provider = :adapter AND s.submitted_us IS NOT NULL AND s.role = 'work'
+  AND CASE WHEN s.ended_us IS NULL THEN 0 ELSE 1 END = :ended
+ORDER BY s.submitted_us DESC, s.id LIMIT :count;
+
+-- name: moved_before
+-- How many shards of a plan were moved to another tier, and how many could not be.
+SELECT COUNT(moving_us) AS n_moved, COUNT(unmoved) AS n_unmoved FROM shard WHERE job = :job AND plan = :plan;
+
+-- name: paid_twice
+-- Shards of a job that billed lines whose answer never came, and which were asked again.
+SELECT id, provider, twice_micros, moving_us FROM shard WHERE job = :job AND twice_micros > 0 ORDER BY settled_us, id;
+
 -- name: shard_due_now
 -- Look at a shard at once.
 UPDATE shard SET next_us = :now WHERE id = :id;
@@ -261,6 +336,10 @@ UPDATE shard SET next_us = :now WHERE id = :id;
 -- Other shards of one account that are on their way with the same number of lines.
 SELECT id FROM shard WHERE account = :account AND n_lines = :n_lines AND id <> :id AND state IN ('submitting', 'submitted')
 ORDER BY id LIMIT 1;
+
+-- name: open_sizes
+-- Of how many lines other open shards of one account are.
+SELECT DISTINCT n_lines FROM shard WHERE account = :account AND id <> :id AND state IN ('planned', 'submitting', 'submitted');
 
 -- name: in_flight_tokens
 -- Prompt tokens of one account's batches on their way.
@@ -273,7 +352,7 @@ SELECT COUNT(*) AS n FROM shard WHERE account = :account AND id <> :id AND state
 
 -- name: money_on_its_way
 -- How many other shards hold money of a budget that their end may give back; what is unknown after an end is not.
-SELECT COUNT(*) AS n FROM shard WHERE id <> :id AND state IN ('submitting', 'submitted', 'ended')
+SELECT COUNT(*) AS n FROM shard WHERE id <> :id AND state IN ('planned', 'submitting', 'submitted', 'ended')
   AND (held_micros > 0 OR held_tokens > 0) AND REPLACE(budgets, :quoted, '') <> budgets;
 
 -- name: batch_ids
@@ -329,6 +408,30 @@ SELECT COALESCE(SUM(n_lines), 0) AS n, COALESCE(SUM(output_tokens), 0) AS output
   COALESCE(SUM(input_tokens), 0) AS input_tokens, COALESCE(SUM(input_bound), 0) AS input_bound FROM shard
 WHERE job = :job AND state = 'settled' AND role = 'work' AND held_micros = 0 AND output_tokens > 0;
 
+-- name: unfinished
+-- What is known of every shard that is not at its end, of one job or of all, and whether its last create may have arrived.
+SELECT s.id, s.job, s.plan, s.provider, s.role, s.state, s.n_lines, s.input_bound, s.output_bound,
+  s.worst_micros, s.held_micros, s.blocked, s.next_us, s.lease_us, s.submitted_us, s.looked_us, s.progress, s.moving_us,
+  CASE WHEN s.state = 'submitting' AND i.is_open = 1 THEN 1 ELSE 0 END AS is_open
+FROM shard s LEFT JOIN intent i ON i.token = s.token AND s.role = 'work'
+WHERE s.state IN ('planned', 'submitting', 'submitted', 'ended') AND (:job = '' OR s.job = :job)
+ORDER BY s.job, s.attempt, s.id;
+
+-- name: held_since
+-- When a limit first held each shard of a job, and when it was last named anew.
+SELECT shard, MIN(at_us) AS first_us, MAX(at_us) AS last_us FROM journal
+WHERE job = :job AND shard IS NOT NULL AND kind IN ('blocked', 'not_arrived', 'given_back') GROUP BY shard;
+
+-- name: paused_since
+-- When a job was last paused.
+SELECT MAX(at_us) AS at_us FROM journal WHERE job = :job AND kind = 'job_paused';
+
+-- name: pickups
+-- When each publication of a job was made, and when one reader first read it; NULL: never.
+SELECT p.produced_us, MIN(r.at_us) AS read_us FROM publication p
+LEFT JOIN reading r ON r.job = p.job AND r.version = p.version AND r.reader = :reader
+WHERE p.job = :job GROUP BY p.version, p.produced_us ORDER BY p.version;
+
 -- name: lot
 -- One lot.
 SELECT * FROM lot WHERE id = :id;
@@ -341,13 +444,17 @@ ORDER BY s.root, s.settled_us, s.attempt, s.id;
 
 -- name: lot_insert
 -- A lot whose sample is drawn, once.
-INSERT INTO lot (id, job, plan, n_rows, broken, parts, sample_blob, rows_blob, drawn_us, reason)
-VALUES (:id, :job, :plan, :n_rows, :broken, :parts, :sample_blob, :rows_blob, :at, :reason)
+INSERT INTO lot (id, job, plan, n_rows, broken, parts, sample_blob, rows_blob, drawn_us, reason, quality, withdrawn)
+VALUES (:id, :job, :plan, :n_rows, :broken, :parts, :sample_blob, :rows_blob, :at, :reason, :quality, :withdrawn)
 ON CONFLICT (id) DO NOTHING;
 
 -- name: lot_decide
 -- The verdict, once.
 UPDATE lot SET verdict = :verdict, reason = :reason, taken = :taken WHERE id = :id AND verdict IS NULL;
+
+-- name: lot_heard
+-- Which rows of its sample people look at.
+UPDATE lot SET parts = :parts WHERE id = :id AND verdict IS NULL;
 
 -- name: lot_reason
 -- How far its inspection is.
@@ -372,17 +479,86 @@ DELETE FROM judgement WHERE lot = :lot AND seq = (SELECT MAX(seq) FROM judgement
 -- A gate in front of a plan that had none.
 UPDATE plan SET terms = :terms WHERE job = :job AND digest = :digest;
 
--- name: gates_of
--- The terms of the plans under which a shard was asked for.
-SELECT p.job, p.digest, p.terms FROM plan p JOIN shard s ON s.job = p.job AND s.plan = p.digest WHERE s.id = :shard;
+-- name: plans_of
+-- The plans that a shard helps to answer, of all jobs.
+SELECT p.job, p.digest, p.terms FROM plan p JOIN plan_shard s ON s.job = p.job AND s.plan = p.digest
+WHERE s.shard = :shard ORDER BY p.job, p.digest;
+
+-- name: plans_beside
+-- The other plans of a job that are answered by shards of this one.
+SELECT p.job, p.digest, p.terms FROM plan p WHERE p.job = :job AND p.digest <> :plan AND EXISTS (
+  SELECT 1 FROM plan_shard a JOIN plan_shard b ON b.shard = a.shard
+  WHERE a.job = p.job AND a.plan = p.digest AND b.job = :job AND b.plan = :plan) ORDER BY p.digest;
+
+-- name: lots_beside
+-- Lots of a job that hold answers of shards of a plan, oldest first.
+SELECT l.* FROM lot l WHERE l.job = :job AND l.quality IS NOT NULL AND EXISTS (
+  SELECT 1 FROM plan_shard a JOIN plan_shard b ON b.shard = a.shard
+  WHERE a.job = l.job AND a.plan = l.plan AND b.job = :job AND b.plan = :plan) ORDER BY l.drawn_us, l.id;
+
+-- name: lots_of
+-- What was decided of the answers of a plan.
+SELECT * FROM lot WHERE job = :job AND plan = :plan AND quality IS NOT NULL ORDER BY drawn_us, id;
+
+-- name: withdrawal_insert
+-- What some lines of a planned shard were answered counts no more.
+INSERT INTO withdrawal (root, job, shards, lines, at_us) VALUES (:root, :job, :shards, :lines, :at);
+
+-- name: withdrawals
+-- Which answers of a planned shard count no more, oldest first.
+SELECT * FROM withdrawal WHERE root = :root ORDER BY seq;
+
+-- name: withdrawals_end
+-- The last withdrawal.
+SELECT COALESCE(MAX(seq), 0) AS seq FROM withdrawal;
+
+-- name: withdrawn_elsewhere
+-- Shards of other jobs that answer a plan's rows, and of which lines were asked again.
+SELECT DISTINCT w.root, w.job FROM withdrawal w JOIN plan_shard s ON s.shard = w.root
+WHERE s.job = :job AND s.plan = :plan AND w.job <> :job ORDER BY w.root;
+
+-- name: publications_beside
+-- Publications of a job that hold answers of shards of a plan, and may be read.
+SELECT p.version, p.plan FROM publication p WHERE p.job = :job AND p.refused IS NULL AND EXISTS (
+  SELECT 1 FROM plan_shard a JOIN plan_shard b ON b.shard = a.shard
+  WHERE a.job = p.job AND a.plan = p.plan AND b.job = :job AND b.plan = :plan) ORDER BY p.version;
+
+-- name: publication_refuse
+-- A publication is served no more.
+UPDATE publication SET refused = :why WHERE job = :job AND version = :version AND refused IS NULL;
+
+-- name: shard_halted
+-- The free checks say that answers of a shard are surely bad.
+UPDATE shard SET halted = :why WHERE id = :id;
+
+-- name: halted
+-- Why nothing more of a plan is sent, if nobody has said that it goes on all the same.
+SELECT s.halted FROM shard s JOIN plan p ON p.job = s.job AND p.digest = s.plan
+WHERE s.job = :job AND s.plan = :plan AND s.halted IS NOT NULL AND p.past IS NULL ORDER BY s.settled_us, s.id LIMIT 1;
+
+-- name: plan_past
+-- It goes on all the same.
+UPDATE plan SET past = :who WHERE job = :job AND past IS NULL
+  AND digest IN (SELECT plan FROM shard WHERE job = :job AND halted IS NOT NULL);
+
+-- name: first_root
+-- The first shard that a plan sends.
+SELECT s.id FROM shard s JOIN plan_shard p ON p.job = s.job AND p.plan = s.plan AND p.shard = s.id
+WHERE s.job = :job AND s.plan = :plan AND s.id = s.root ORDER BY p.ordinal LIMIT 1;
+
+-- name: n_settled
+-- How many sendings of a plan have brought answers.
+SELECT COUNT(*) AS n FROM shard WHERE job = :job AND plan = :plan AND role = 'work' AND state = 'settled';
 
 -- name: publication_newest
 -- What readers see: of the latest input, and of one input the last made.
-SELECT * FROM publication WHERE job = :job ORDER BY as_of_us DESC, version DESC LIMIT 1;
+SELECT * FROM publication WHERE job = :job AND refused IS NULL AND rows_state = 'kept'
+ORDER BY as_of_us DESC, version DESC LIMIT 1;
 
 -- name: publication_same
--- A publication of this content, the newest.
-SELECT * FROM publication WHERE job = :job AND content = :content ORDER BY as_of_us DESC, version DESC LIMIT 1;
+-- A publication of this content that may be read, the last.
+SELECT * FROM publication WHERE job = :job AND content = :content AND refused IS NULL AND rows_state = 'kept'
+ORDER BY version DESC LIMIT 1;
 
 -- name: publications
 -- All publications of a job, oldest first.
@@ -391,6 +567,24 @@ SELECT * FROM publication WHERE job = :job ORDER BY version;
 -- name: publication_version
 -- One publication.
 SELECT * FROM publication WHERE job = :job AND version = :version;
+
+-- name: publication_until
+-- Until when a publication was effective, once that is known.
+UPDATE publication SET until_us = :until WHERE job = :job AND version = :version AND until_us IS NULL;
+
+-- name: publications_leave
+-- The rows of old publications are to go, of those that were replaced long ago.
+UPDATE publication SET rows_state = 'going' WHERE job = :job AND rows_state = 'kept' AND version <> :newest
+  AND produced_us < :since AND COALESCE(until_us, produced_us) < :since;
+
+-- name: publications_going
+-- The files of a job that are to go, and that no publication of any job needs.
+SELECT DISTINCT rows_blob FROM publication p WHERE job = :job AND rows_state = 'going'
+  AND NOT EXISTS (SELECT 1 FROM publication WHERE rows_blob = p.rows_blob AND rows_state = 'kept');
+
+-- name: publications_gone
+-- They have gone.
+UPDATE publication SET rows_state = 'gone' WHERE job = :job AND rows_state = 'going';
 
 -- name: publication_words
 -- What was said of a job's last publication.
@@ -421,7 +615,8 @@ SELECT * FROM input_read WHERE job = :job AND plan = :plan;
 INSERT INTO input_read (job, plan, as_of_us, components) VALUES (:job, :plan, :as_of, :components)
 ON CONFLICT (job, plan) DO UPDATE SET
   components = CASE WHEN :known = 1 THEN excluded.components ELSE input_read.components END,
-  as_of_us = CASE WHEN excluded.as_of_us > input_read.as_of_us THEN excluded.as_of_us ELSE input_read.as_of_us END;
+  as_of_us = CASE WHEN excluded.as_of_us > input_read.as_of_us OR input_read.as_of_us > :now
+    THEN excluded.as_of_us ELSE input_read.as_of_us END;
 
 -- name: cadence
 -- How often a job runs.
@@ -450,6 +645,10 @@ SELECT * FROM contract WHERE job = :job AND reader = :reader ORDER BY seq DESC L
 -- name: contract_history
 -- Everything stated of one reader's contract, oldest first.
 SELECT * FROM contract WHERE job = :job AND reader = :reader ORDER BY seq;
+
+-- name: contracts_stated
+-- Everything stated of a job's contracts, oldest first.
+SELECT * FROM contract WHERE job = :job ORDER BY seq;
 
 -- name: contract_insert
 -- State a contract.
@@ -506,7 +705,8 @@ SELECT COALESCE(MAX(seq), 0) AS seq FROM journal;
 -- name: events_of_note
 -- Events after a cursor that may be worth a notice, oldest first.
 SELECT * FROM journal WHERE seq > :since
-  AND kind IN ('job_state', 'job_paused', 'budget_frozen', 'budget_refused') ORDER BY seq;
+  AND kind IN ('job_state', 'job_paused', 'budget_frozen', 'budget_refused', 'rescued', 'rescue_refused',
+    'deadline_missed') ORDER BY seq;
 
 -- name: event_of_state
 -- Since when a job stands where it stands.
@@ -595,11 +795,11 @@ SELECT * FROM delivery_try WHERE delivery = :delivery ORDER BY number;
 
 -- name: alarms
 -- What is so, and was told.
-SELECT name, kind FROM alarm;
+SELECT name, kind, job FROM alarm;
 
 -- name: alarm_insert
 -- It is so now.
-INSERT INTO alarm (name, kind) VALUES (:name, :kind) ON CONFLICT (name) DO NOTHING;
+INSERT INTO alarm (name, kind, job) VALUES (:name, :kind, :job) ON CONFLICT (name) DO NOTHING;
 
 -- name: alarm_delete
 -- It is no longer so.

@@ -22,7 +22,7 @@ from decimal import Decimal
 from functools import cached_property
 from io import IOBase
 from itertools import accumulate, pairwise
-from operator import itemgetter
+from operator import itemgetter, or_
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -111,6 +111,9 @@ class _Answering:
     n_lines: int
     foreign: bool  # paid by another job
     files: Sequence[tuple[Path, datetime]]  # what each of its sendings brought, and when, in the order of settling
+    withdrawn: Sequence[
+        bytes
+    ]  # of each, a byte a line: 1: it was asked again since, and counts no more; empty: all counts
     wanted: Any  # by line: the rows of the dataset that it answers, ascending
     first: int  # of those rows
     vector: bytes  # by line: its outcome
@@ -121,7 +124,7 @@ class _Answering:
 
         None: each record is the final one of its line.
         """
-        return None if _all_final(self) else pa.array(_final(self), _ROW)
+        return None if not any(self.withdrawn) and _all_final(self) else pa.array(_final(self), _ROW)
 
     @cached_property
     def ended(self) -> Any:
@@ -313,8 +316,19 @@ def _answering(ledger: Ledger, blobs: Blobs, job: str, row: Mapping[str, Any], w
     sent = [s for s in ledger.query("shards_of_root", root=row["shard"]) if s["results_blob"]]
     sent.sort(key=lambda s: (s["settled_us"], s["attempt"]))
     files = [(blobs.path(s["results_blob"]), from_us(s["settled_us"])) for s in sent]
+    withdrawn = _withdrawn(ledger, row["shard"], [s["id"] for s in sent])
     first, vector = pc.min(wanted.flatten()).as_py(), zlib.decompress(row["vector"])
-    return _Answering(row["n_lines"], row["owner_job"] != job, files, wanted, first, vector)
+    return _Answering(row["n_lines"], row["owner_job"] != job, files, withdrawn, wanted, first, vector)
+
+
+def _withdrawn(ledger: Ledger, root: str, shards: Sequence[str]) -> list[bytes]:
+    """Of what each of these brought for a planned shard: a byte a line, 1 where it counts no more; empty: all of it counts."""
+    masks = dict.fromkeys(shards, b"")
+    for row in ledger.query("withdrawals", root=root):
+        lines = zlib.decompress(row["lines"])
+        for shard in set(json.loads(row["shards"])) & masks.keys():
+            masks[shard] = bytes(map(or_, masks[shard] or bytes(len(lines)), lines))
+    return [masks[shard] for shard in shards]
 
 
 def _wanted(rows: Path, n_lines: Sequence[int]) -> list[Any]:
@@ -368,13 +382,14 @@ def _all_final(shard: _Answering) -> bool:
 def _final(shard: _Answering) -> array[int]:
     """By line: the number, counted through all its files, of the record that says what became of it; -1 for none.
 
-    Within one output a later record supersedes an earlier one; a later attempt supersedes anything but an OK answer.
+    Within one output a later record supersedes an earlier one; a later attempt supersedes anything but an OK answer that
+    was not withdrawn.
     """
     final = array("i", [-1]) * shard.n_lines
     is_ok = bytearray(shard.n_lines)
     number = 0
-    for path, _ in shard.files:
-        before = bytes(is_ok)
+    for (path, _), withdrawn in zip(shard.files, shard.withdrawn, strict=True):
+        before = bytes(map(or_, is_ok, withdrawn)) if withdrawn else bytes(is_ok)
         for records in _groups(path, ["line", "outcome"]):
             for line, outcome in zip(*(_list(column) for column in records.columns), strict=True):
                 if not before[line]:

@@ -25,7 +25,8 @@ ENDS = frozenset({"done", "gate", "refused"})  # what whoever asked to be told o
 
 Severity = Literal["info", "warning", "critical"]
 
-_COUNTS = re.compile(r"(\d+) ok, (\d+) failed, (\d+) missing of (\d+)")
+_LATE = "(?:; late: (?:nothing is loaded|readers go on with publication \\d+))?"
+_COUNTS = re.compile(rf"(\d+) ok, (\d+) failed, (\d+) missing of (\d+){_LATE}")
 _REFUSAL = re.compile(r"[^\n]{1,80} needs \$?[\d.]+( tokens)?; \$?[\d.]+ of \$?[\d.]+ are free in [!-~]{1,120}")
 
 
@@ -91,6 +92,8 @@ def of_event(event: Event, standing: Standing) -> Notice | None:
             return _made(
                 event, "paused", "job.paused", "critical", "is paused", text, f"canwait why {event.job}", standing
             )
+        case "rescued" | "rescue_refused" | "deadline_missed" if event.job is not None:
+            return _of_lateness(event, standing)
         case "budget_refused" if event.job is not None:
             why = event.reason.rstrip(".")
             text = f"{why if _REFUSAL.fullmatch(why) else 'Its budget does not hold its worst case'}. Nothing was sent."
@@ -146,6 +149,33 @@ def _of_state(event: Event, job: str, s: Standing) -> Notice | None:
             words = "was refused by its gate"
             return _made(event, "refused", "gate.refused", "critical", words, text, f"canwait inspect {job}", s)
     return None
+
+
+_AT_DEADLINE = {
+    None: "What is out is waited for.",
+    "load_without": "What is out is stopped, and what is there is loaded.",
+    "last_publication": "What is out is stopped, and readers go on with the last publication.",
+    "fail": "What is out is stopped, and nothing is loaded.",
+}
+
+
+def _of_lateness(event: Event, s: Standing) -> Notice:
+    facts, command = event.facts, f"canwait why {event.job}"
+    if event.kind == "deadline_missed":
+        text = f"{facts['n_open']} of its shards were not back. {_AT_DEADLINE[facts['at_deadline']]} {_money(s)}"
+        words = "has missed its deadline"
+        return _made(
+            event, "at_risk", "job.deadline_missed", "critical", words, text, command, s, n_open=facts["n_open"]
+        )
+    rows, tier = facts["rows"], str(facts["to"]).partition("/")[2]
+    most = f"at most +{_usd(facts['worst_micros'])}" if "worst_micros" in facts else "at a cost that is not known"
+    if event.kind == "rescued":
+        text = f"What would not be back in time is moved to {tier}; {rows} rows are the first, {most}. {_money(s)}"
+        return _made(event, "at_risk", "job.rescued", "warning", "is moved to be in time", text, command, s, rows=rows)
+    text = f"{rows} rows may be late: they cannot be moved to {tier}, {most}. Nothing is stopped. {_money(s)}"
+    return _made(
+        event, "at_risk", "job.rescue_refused", "critical", "cannot be moved to be in time", text, command, s, rows=rows
+    )
 
 
 def _made(

@@ -11,40 +11,31 @@ import hashlib
 import json
 import logging
 import random
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from .blobs import Blobs
 from .channels import Channel, Message, Undelivered, fault_of
 from .channels.opening import open_channel
 from .clock import Clock, from_us, to_us
 from .db import Row, Tx
 from .entries import journal
 from .errors import CanwaitError, Problem, SpecError
+from .knowing import Looking
 from .ledger import Ledger
-from .notices import (
-    ALARMS,
-    ENDS,
-    KINDS,
-    Notice,
-    Outdated,
-    Standing,
-    from_payload,
-    letter,
-    of_event,
-    of_finding,
-    payload,
-    proof,
-)
-from .publishing import standings
+from .notices import ALARMS, ENDS, KINDS, Notice, Standing, from_payload, letter, of_event, of_finding, payload, proof
 from .types import Event, Job, Notify
-from .watching import Finding, budget_alarms, fresh_alarms, key, unread
+from .watching import Finding, Reached, budget_alarms, fresh_alarms, key
 
 EVERYONE = "CANWAIT_NOTIFY"  # whom every job of this environment tells
 MOST_TRIES = 12  # with the waits below: for about two days
 _FIRST_S, _FACTOR, _LONGEST_S = 5.0, 5.0, 12 * 3600.0
 _LEASE_S = 180.0  # longer than a channel takes
+_LOOK_S = 60.0  # between two looks of a run at its own job
+_MOST_S = 20.0  # for which a run waits for its news
 
 Opened = Callable[[Notify, Mapping[str, str]], Channel]
 Findings = Iterable[tuple[str | None, Finding]]  # each with the job it is about, where it is about one
@@ -100,7 +91,7 @@ def refused(ledger: Ledger, env: Mapping[str, str], clock: Clock, job: Job, why:
     with _quietly(job.name):
         listen(ledger, job.name, job.notify, now)
         with ledger.db.transaction("refused_run") as tx:
-            if not tx.count("alarm_insert", name=f"refused {job.name} {why}", kind="refused"):
+            if not tx.count("alarm_insert", name=f"refused {job.name} {why}", kind="refused", job=job.name):
                 return
             journal(tx, now, job.name, None, "budget_refused", why)
     after_run(ledger, env, clock, job.name, ended=False)
@@ -117,11 +108,12 @@ def note(
     ended: str | None = None,
     found: Findings | None = None,
     kinds: Collection[str] = ALARMS,
+    of: str | None = None,
 ) -> int:
     """Make the notices of new events, and of findings that are new, and put them into the outbox; how many deliveries.
 
     `everyone`: whom every job tells. `ended`: a job that this process brought to its end, whatever the journal says of it.
-    `found`: everything of these `kinds` that is so now; None: nobody looked.
+    `found`: everything of these `kinds` that is so now of this job, None: of all; None: nobody looked.
     """
     with ledger.db.transaction("note") as tx:
         since = tx.run("notices_end")[0]["seq"]
@@ -129,7 +121,7 @@ def note(
             _add(tx, "", n, since)
         _note(tx, ledger.id, now)
         if found is not None:
-            _alarms(tx, ledger.id, found, kinds, now)
+            _alarms(tx, ledger.id, found, kinds, of, now)
         made = _hand_out(tx, {n.to for n in everyone}, now)
         return made + (_ended(tx, ledger.id, ended, now) if ended else 0)
 
@@ -167,17 +159,20 @@ def _insert(tx: Tx, notice: Notice | None) -> None:
         tx.run("notice_insert", id=notice.id, job=notice.job, kind=notice.kind, body=body, at=to_us(notice.at))
 
 
-def _alarms(tx: Tx, ledger: str, found: Findings, kinds: Collection[str], now: datetime) -> None:
+def _alarms(tx: Tx, ledger: str, found: Findings, kinds: Collection[str], of: str | None, now: datetime) -> None:
     """An alarm is told once, until it has ceased."""
     pairs = [*found]
     jobs = {key(finding): job for job, finding in pairs}
-    before = {row["name"] for row in tx.run("alarms") if row["kind"] in kinds}
+    rows = [row for row in tx.run("alarms") if row["kind"] in kinds]
+    before = {row["name"]: row["job"] for row in rows}
     alarms = fresh_alarms(before, (finding for _, finding in pairs if finding.kind in kinds))
     for finding in alarms.fresh:
-        _insert(tx, of_finding(finding, jobs[key(finding)], now, ledger))
-        tx.run("alarm_insert", name=key(finding), kind=finding.kind)
-    for name in sorted(before - alarms.standing):
-        tx.run("alarm_delete", name=name)
+        job = jobs[key(finding)]
+        _insert(tx, of_finding(finding, job, now, ledger))
+        tx.run("alarm_insert", name=key(finding), kind=finding.kind, job=job)
+    for name in sorted(before.keys() - alarms.standing):
+        if of in (None, before[name]):
+            tx.run("alarm_delete", name=name)
 
 
 def _hand_out(tx: Tx, everyone: Collection[str], now: datetime) -> int:
@@ -226,31 +221,55 @@ def _delivery_id(notice: str, target: str) -> str:
     return f"msg_{hashlib.sha256(f'{notice} {target}'.encode()).hexdigest()[:24]}"
 
 
-SEEN_HERE = frozenset({"budget", "stale", "unconsumed"})  # the kinds of what `findings` finds
+def findings(
+    ledger: Ledger, now: datetime, blobs: Blobs | None = None, of: str | None = None
+) -> list[tuple[str | None, Finding]]:
+    """What is so now and may be worth an alarm: of batches that are out, of readers and their sets, of budgets.
+
+    `blobs`: for what a job will cost; None: that is not asked. `of`: one job and its own budget; None: everything.
+    """
+    looking = Looking(ledger, now, of)
+    return [*looking.alarms(), *_budgets(ledger, looking, blobs, of)]
 
 
-def findings(ledger: Ledger, now: datetime) -> list[tuple[str | None, Finding]]:
-    """What the ledger shows of budgets, readers and their sets: shares spent, stale, unread."""
-    found: list[tuple[str | None, Finding]] = []
+def _budgets(
+    ledger: Ledger, looking: Looking, blobs: Blobs | None, of: str | None
+) -> Iterator[tuple[str | None, Finding]]:
+    """Shares of caps that are reached: by what is spent; by what is held, too, where jobs share a budget, for a job's own
+    holds what its plan said; and by what a job costs at most, 95 times in 100, where that is known."""
     with ledger.db.reading() as tx:
         before = {row["name"] for row in tx.run("alarms")}
         budgets = tx.run("budgets")
     for row in budgets:
-        if row["limit_micros"]:
-            alarms = budget_alarms(
-                row["id"], row["limit_micros"], spent_micros=row["spent_micros"], held_micros=0, standing=before
+        job = row["id"][4:] if row["id"].startswith("job:") else None
+        if row["limit_micros"] and of in (None, job):
+            spent, held = row["spent_micros"], row["held_micros"]
+            guaranteed = _guaranteed(ledger, blobs, job, spent) if blobs and job in looking.unfinished else None
+            found = budget_alarms(
+                row["id"], row["limit_micros"], spent_micros=spent, held_micros=0 if job else spent + held,
+                guaranteed_micros=guaranteed, standing=before,
+            )  # fmt: skip
+            yield from (
+                (job, each) for each in found if key(each) in before or not any(_says(other, each) for other in found)
             )
-            found += [(row["id"][4:] if row["id"].startswith("job:") else None, alarm) for alarm in alarms]
-    for s in standings(ledger, now):
-        if s.contract is None or s.publication is None or s.reader is None or s.age is None:
-            continue
-        if s.broken:
-            found.append((s.job, Outdated(s.job, s.reader, s.age.total_seconds(), s.contract.max_age_s)))
-        if s.last_read is None or s.last_read < s.publication.produced_at:
-            produced, cost = s.publication.produced_at, s.unread_micros
-            late = unread(s.job, s.reader, produced, now, cost, pickup_s=float(s.contract.max_age_s))
-            found += [(s.job, late)] if late else []
-    return found
+
+
+def _says(other: Reached, each: Reached) -> bool:
+    """Whether one alarm says another, too: then it is told alone."""
+    if other.what == each.what:
+        return other.share > each.share
+    return other.what == "spent" and other.share >= each.share
+
+
+def _guaranteed(ledger: Ledger, blobs: Blobs, job: str, spent: int) -> int | None:
+    """What all of a job costs at most, 95 times in 100, if every row is finished; None before its canary is known."""
+    from .outlook import outlook
+
+    rest = outlook(ledger, blobs, job)
+    if rest.finish_guaranteed_micros is None:
+        return None
+    unknown = int(ledger.query("job_money", job=job)[0]["unknown_micros"])
+    return max(0, spent + unknown - rest.paid_micros) + rest.finish_guaranteed_micros
 
 
 # -------------------------------------------------------------------------------------------------------- the outbox
@@ -379,21 +398,62 @@ def ping(
     return deliveries(ledger, 1, found)[0]
 
 
-def pass_once(ledger: Ledger, env: Mapping[str, str], clock: Clock) -> list[Delivery]:
+def pass_once(ledger: Ledger, env: Mapping[str, str], clock: Clock, blobs: Blobs | None = None) -> list[Delivery]:
     """Look at everything, tell what there is to tell, and what came of it. Raises SpecError for a wrong CANWAIT_NOTIFY."""
     everyone, now = targets(env.get(EVERYONE, ""), EVERYONE), clock.now()
-    note(ledger, now, everyone=everyone, found=findings(ledger, now), kinds=SEEN_HERE)
+    note(ledger, now, everyone=everyone, found=findings(ledger, now, blobs))
     return [delivery for id in deliver(ledger, env, clock) for delivery in deliveries(ledger, 1, id)]
 
 
+@contextmanager
+def feeding(
+    ledger: Ledger,
+    blobs: Blobs,
+    env: Mapping[str, str],
+    clock: Clock,
+    job: str,
+    watch: Callable[[], None] = lambda: None,
+    opened: Opened = open_channel,
+) -> Iterator[Callable[[], None]]:
+    """As `watch`, a function to call often while a job runs, that also looks once a minute; what there is to tell is sent
+    beside the run, which waits for no target."""
+    look_at = clock.now() + timedelta(seconds=_LOOK_S)
+    sending: threading.Thread | None = None
+
+    def send(now: datetime) -> None:
+        with _quietly(job):
+            deliver(ledger, env, clock, job=job, until=now + timedelta(seconds=_MOST_S), opened=opened)
+
+    def look() -> None:
+        nonlocal look_at, sending
+        watch()
+        now = clock.now()
+        if now < look_at or (sending is not None and sending.is_alive()):
+            return
+        look_at = now + timedelta(seconds=_LOOK_S)
+        with _quietly(job):
+            everyone = targets(env.get(EVERYONE, ""), EVERYONE)
+            note(ledger, now, everyone=everyone, found=findings(ledger, now, blobs, job), of=job)
+            sending = threading.Thread(target=send, args=(now,), daemon=True, name=f"news of {job}")
+            sending.start()
+
+    try:
+        yield look
+    finally:
+        if sending is not None:
+            sending.join(_MOST_S)
+
+
 def after_run(
-    ledger: Ledger, env: Mapping[str, str], clock: Clock, job: str, *, ended: bool, most_s: float = 20.0
+    ledger: Ledger, env: Mapping[str, str], clock: Clock, job: str, *, ended: bool, blobs: Blobs | None = None
 ) -> None:
-    """Tell what a run brought. Raises nothing, and begins nothing after `most_s`: a run is worth more than its news."""
+    """Tell what a run, or a person, brought, and with `blobs` also what there is to be seen. Raises nothing, and begins
+    nothing after 20 s: a run is worth more than its news."""
     with _quietly(job):
         now = clock.now()
-        note(ledger, now, everyone=targets(env.get(EVERYONE, ""), EVERYONE), ended=job if ended else None)
-        deliver(ledger, env, clock, job=job, until=now + timedelta(seconds=most_s))
+        everyone, found = targets(env.get(EVERYONE, ""), EVERYONE), findings(ledger, now, blobs, job) if blobs else None
+        note(ledger, now, everyone=everyone, ended=job if ended else None, found=found, of=job)
+        deliver(ledger, env, clock, job=job, until=now + timedelta(seconds=_MOST_S))
 
 
 @contextmanager

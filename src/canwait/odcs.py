@@ -15,7 +15,7 @@ from typing import Any, get_args
 from .cron import longest_gap_s
 from .document import Fault, Unreadable, read_document
 from .errors import Problem, SpecError
-from .freshness import Contract, OnStale
+from .freshness import MAX_AGE_S, MAX_MISSED_RUNS, Contract, OnStale
 
 _READERS = "canwaitReaders"
 _LATENCY = ("latency", "ly", "freshness")  # the standard's word, its code, and the word of older documents
@@ -146,7 +146,8 @@ def read_odcs(path: Path, job: str, reader: str | None = None) -> list[Contract]
             contract = _contract(job, item)
             if contract is None:
                 why = (
-                    "expected reader, maxAgeSeconds from 1, onStale (serve, block, refresh, live) and missedRuns from 0"
+                    f"expected reader, maxAgeSeconds from 1 to {MAX_AGE_S}, onStale (serve, block, refresh, live) and "
+                    f"missedRuns from 0 to {MAX_MISSED_RUNS}"
                 )
                 faults.append(Fault(("customProperties", n, "value", i), why))
             else:
@@ -157,7 +158,8 @@ def read_odcs(path: Path, job: str, reader: str | None = None) -> list[Contract]
             if promise.get("property") in _LATENCY:
                 age = _seconds(promise)
                 if age is None:
-                    what = f"expected a value above 0 in one of {', '.join(_UNITS)}"
+                    most = f"at most {MAX_AGE_S // _UNITS['d']} d"
+                    what = f"expected a value above 0, and {most}, in one of {', '.join(_UNITS)}"
                     faults.append(Fault(("slaProperties", n), what))
                 else:
                     ages.append(age)
@@ -181,7 +183,7 @@ def _contract(job: str, item: Mapping[str, Any]) -> Contract | None:
     age, missed = item.get("maxAgeSeconds"), item.get("missedRuns", 0)
     if not (isinstance(reader, str) and reader and on_stale in get_args(OnStale)):
         return None
-    if not (type(age) is int and age >= 1 and type(missed) is int and missed >= 0):
+    if not (type(age) is int and 1 <= age <= MAX_AGE_S and type(missed) is int and 0 <= missed <= MAX_MISSED_RUNS):
         return None
     return Contract(job, reader, age, on_stale, missed)
 
@@ -196,5 +198,5 @@ def _seconds(promise: Mapping[str, Any]) -> int | None:
         return None
     if each is None or not math.isfinite(value) or isinstance(promise.get("value"), bool):
         return None
-    seconds = math.floor(value * each)
-    return seconds if seconds >= 1 else None
+    seconds = math.floor(min(value * each, MAX_AGE_S + 1))
+    return seconds if 1 <= seconds <= MAX_AGE_S else None

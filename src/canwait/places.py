@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from struct import unpack
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -135,8 +135,8 @@ class Keys:
         for part in range(_PARTS):
             data = [self._read(run[part], run[part + 1]) for run in self._runs]
             values = _sorted(b"".join(data))
-            again: list[Any] = values[1:].filter(pc.equal(values[1:], values[:-1])).to_pylist()
-            found.update(again)
+            again = values[1:].filter(pc.equal(values[1:], values[:-1]))
+            found.update(cast("list[int]", pc.unique(again).to_pylist()))
         return frozenset(found)
 
     def _flush(self) -> None:

@@ -6,12 +6,13 @@ prepare.py streams the rows through these decisions and writes the blobs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 from hashlib import sha256
 from itertools import count, pairwise
+from types import MappingProxyType
 from typing import Literal
 
 from .codec import plain
@@ -59,7 +60,7 @@ def offers_for(job: Job, provider: str, limits: Limits, price_of: Callable[[Tier
             price, why_not = None, str(error)
         if tier is not runs:
             why_not = _why_not(job, tier, provider, runs)
-        why = why_not or _merits(tier, limits, job.deadline_s)
+        why = why_not or _merits(job, tier, limits)
         offers.append(Offer(provider, job.model, tier, price, limits, why_not is None, why))
     return tuple(offers)
 
@@ -136,13 +137,14 @@ def _bills_output(price: Price) -> bool:
     return bool(price.output) or any(step.output for step in price.steps)
 
 
-def _merits(tier: Tier, limits: Limits, deadline_s: int) -> str:
+def _merits(job: Job, tier: Tier, limits: Limits) -> str:
     if tier in (Tier.OWN, Tier.STANDARD, Tier.FLEX):
         return "starts at once" + (", and waits while the provider has no room" if tier is Tier.FLEX else "")
     window = f"answers or gives up within {_hours(limits.window_s)}"
-    if limits.window_s <= deadline_s:
+    if limits.window_s <= job.deadline_s:
         return window
-    return f"{window}, LATER than the deadline of {_hours(deadline_s)}: after it nothing more is sent, what is sent is waited for"
+    late = f"{window}, LATER than the deadline of {_hours(job.deadline_s)}"
+    return late if job.fallback else f"{late}: after it nothing more is sent, what is sent is waited for"
 
 
 # -------------------------------------------------------------------------------------------------------------- shards
@@ -325,9 +327,9 @@ def _sha256(value: object) -> str:
 # --------------------------------------------------------------------------------------------------- how a plan reads
 
 
-def explain(plan: Plan, job: Job, since: str | None = None) -> str:
-    """The plan in plain text, for a person to approve or not; `since`: what is different from the last publication."""
-    facts = [*_facts(plan, job), *([f"  since      {since}"] if since else [])]
+def explain(plan: Plan, job: Job, more: Mapping[str, str | None] = MappingProxyType({})) -> str:
+    """The plan in plain text, for a person to approve or not. `more`: words on further matters, by name."""
+    facts = [*_facts(plan, job), *(f"  {name:<10} {words}" for name, words in more.items() if words)]
     return "\n".join([*_heading(plan), "", *_offers(plan), "", *facts, *_bad_rows(plan), "", *_next(plan)])
 
 
@@ -369,7 +371,8 @@ def _facts(plan: Plan, job: Job) -> Iterator[str]:
         cost, what = plan.standard_micros, "for the expected tokens at the standard tier"
         yield f"  standard   {'no price is known' if cost is None else f'{_usd(cost)} {what}'}"
     largest = max((shard.n_lines for shard in plan.shards), default=0)
-    yield f"  shards     {len(plan.shards):,}" + (f", of at most {largest:,} requests" if plan.shards else "")
+    first = f"; {plan.shards[0].n_lines:,} random ones go first" if plan.canary and plan.shards else ""
+    yield f"  shards     {len(plan.shards):,}" + (f", of at most {largest:,} requests{first}" if plan.shards else "")
 
 
 def _bad_rows(plan: Plan) -> Iterator[str]:

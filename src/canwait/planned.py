@@ -1,20 +1,14 @@
-"""Plans kept under their ids, so that exactly what was shown can be run."""
+"""A plan that is ready to run, and which job file it came from: kept under its id, so that exactly it can be run."""
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .blobs import Blobs
-from .codec import plan_from_json, plan_to_json
 from .durable import sync_folder, writing
 from .errors import BlobError, NotFound
 from .types import Plan
@@ -31,16 +25,16 @@ class Prepared:
     source: str | None = None  # the fingerprint of its rows alone
 
 
-def save_plan(blobs: Blobs, prepared: Prepared, job_file: Path | None = None) -> None:
-    """Keep a plan, so that it can be run by its id. A later plan of the same id takes its place."""
-    answering = [[shard, base64.b64encode(zlib.compress(w)).decode()] for shard, w in prepared.answering]
-    kept = {"plan": plan_to_json(prepared.plan), "answering": answering, "source": prepared.source}
-    blob = blobs.put(json.dumps(kept).encode())
-    path = _path(blobs, prepared.plan.id)
+def keep_plan(blobs: Blobs, plan: str, job_file: Path | None) -> None:
+    """Keep which file a plan was made from, so that it can be run by its id. Raises BlobError for a full disk.
+
+    No more of it is kept: who runs it plans again, and runs exactly this id or nothing.
+    """
+    path = _path(blobs, plan)
     with blobs.scratch() as folder, writing(blobs.folder, "plan again; nothing was sent"):
         draft = folder / path.name
         with draft.open("wb") as file:
-            file.write(json.dumps({"blob": blob, "job_file": job_file and str(job_file)}).encode())
+            file.write(json.dumps({"job_file": job_file and str(job_file)}).encode())
             file.flush()
             os.fsync(file.fileno())
         path.parent.mkdir(exist_ok=True)
@@ -48,31 +42,17 @@ def save_plan(blobs: Blobs, prepared: Prepared, job_file: Path | None = None) ->
         sync_folder(path.parent)
 
 
-def load_plan(blobs: Blobs, plan: str) -> Prepared:
-    """The plan kept under an id. Raises NotFound when there is none, BlobError when it is damaged."""
-    with _kept(blobs, plan) as kept:
-        saved = json.loads(blobs.read(kept["blob"]))
-        answering = tuple((shard, zlib.decompress(base64.b64decode(weights))) for shard, weights in saved["answering"])
-        return Prepared(plan_from_json(saved["plan"]), answering, saved.get("source"))
-
-
 def planned_file(blobs: Blobs, plan: str) -> Path | None:
-    """The job file a kept plan was made from; None for a job that has none. Raises as `load_plan`."""
-    with _kept(blobs, plan) as kept:
-        return Path(kept["job_file"]) if kept["job_file"] else None
-
-
-@contextmanager
-def _kept(blobs: Blobs, plan: str) -> Iterator[Mapping[str, Any]]:
-    """What is kept under a plan's id; whatever is found wrong with it is damage."""
+    """The job file a plan was made from; None for a job that has none. Raises NotFound, BlobError when it is damaged."""
     path = _path(blobs, plan)
     if not path.is_file():
         raise NotFound(
             f"No plan {plan} is kept in {blobs.folder}.", what="plan", name=plan, hint="`canwait plan` makes one"
         )
     try:
-        yield json.loads(path.read_bytes())
-    except (ValueError, TypeError, KeyError, zlib.error) as error:
+        file = json.loads(path.read_bytes())["job_file"]
+        return Path(file) if file else None
+    except (ValueError, TypeError, KeyError) as error:
         raise BlobError(f"{path} is damaged: {error}", hint="`canwait plan` makes it again") from error
 
 

@@ -1,33 +1,35 @@
 """Rows -> a plan and the blobs it runs from, in one streaming pass. Spends nothing and tells the ledger nothing.
 
-Memory is a batch of rows, the lines of the shards still open (40 bytes each), and two digests and a counter for every
-row of the dataset, whatever the rows weigh.
+Memory is a batch of rows, the requests that go first (canary.py), the lines of the shards still open (40 bytes each), and
+two digests and a counter for every row of the dataset, whatever the rows weigh.
 """
 
 from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from itertools import repeat
+from itertools import chain, compress, count, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from .blobs import Blobs
 from .bodies import Bodies
+from .canary import FEW_ROWS, Drawn, Sample, has_canary
 from .columns import integers, strings
 from .durable import writing
 from .errors import Problem, SourceError
 from .known import Known
 from .landing import MANIFEST
-from .lines import LinesFile
+from .lines import LinesFile, read_lines
 from .places import LINE_BITS, MAX_LINES, MAX_SHARDS, Keys, Places
 from .plan import (
     IDENTITY_BYTES,
@@ -54,21 +56,26 @@ from .providers import Provider
 from .render import Renderer, RowProblem, compile_job, did_you_mean, endpoint, key_text, keyed
 from .sources import RowBatch, RowSource
 from .tokens import CHAT, EMBEDDING, Measure, counter
-from .types import BadRow, Endpoint, Job, MarkClass, Offer, Plan, PlannedShard, Price, Tier
+from .types import BadRow, Canary, Endpoint, Job, MarkClass, Offer, Plan, PlannedShard, Price, Tier
 
-_FIELDS: list[pa.Field[Any]] = [
-    pa.field("key", pa.string(), nullable=False),
+pc: Any = pyarrow.compute  # its stubs do not know all of it
+
+_KEY: pa.Field[Any] = pa.field("key", pa.string(), nullable=False)
+_ROWS_COLUMNS: list[pa.Field[Any]] = [
+    _KEY,
     pa.field("shard", pa.int32(), nullable=False),  # index into Plan.shard_ids
     pa.field("line", pa.int32(), nullable=False),
 ]
-_ROWS = pa.schema(_FIELDS)
+_ROWS, _PLACED = pa.schema(_ROWS_COLUMNS), pa.schema([_KEY, pa.field("place", pa.int64(), nullable=False)])
 _ROW_GROUP = 16_384
 _PIECE_BYTES = 2 << 20  # of bodies made at a time
 _FIRST_PIECE_ROWS = 64  # whose size nobody knows
 _FRAME_BYTES = 1 << 20  # of a shard, written at a time
 _WAITING_BYTES = 64 << 20  # of all open shards
+_ASIDE_LINES = 64  # placed at a time
 _CUSTOM_ID = "c" + "0" * 20 + "-999999"  # none is longer
 _LINE = MAX_LINES - 1  # of a place
+_BOUNDLESS = Room(sys.maxsize, sys.maxsize, sys.maxsize, None)
 
 
 def prepare(
@@ -110,6 +117,7 @@ def prepare(
         standard_micros=None if setup.standard is None else shards.standard_micros, attempts=job.attempts,
         shards=planned, offers=setup.offers, rows_blob=rows_blob, shard_ids=tuple(shards.ids),
         source_fingerprint=fingerprint_of(job, fingerprint), source_as_of=now, created_at=now,
+        canary=shards.canary,
     )  # fmt: skip
     return Prepared(made, tuple(zip(shards.ids, map(_uint32, shards.weights), strict=True)), fingerprint)
 
@@ -133,7 +141,7 @@ def _read(setup: _Setup, source: RowSource, folder: Path, suspects: frozenset[in
         for batch in source.batches(tuple(wanted)):
             for piece in requests.of(batch):
                 rows.add(piece.keys, shards.answer(piece))
-        return _Read(requests, shards, shards.finish(), rows.finish(shards.moves), keys.twice())
+        return _Read(requests, shards, shards.finish(), rows.finish(shards.shifts()), keys.twice())
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,11 +352,24 @@ class _Fresh(NamedTuple):
     expected: list[int]  # input tokens
     bounds: list[int]
 
+    def without(self, rows: Sequence[int]) -> _Fresh:
+        """All but these."""
+        if not rows:
+            return self
+        keep = bytearray(b"\1" * len(self.identities))
+        for row in rows:
+            keep[row] = 0
+        return _Fresh(*(list(compress(column, keep)) for column in cast("tuple[list[Any], ...]", self)))
+
+
+def _fresh(drawn: Sequence[Drawn]) -> _Fresh:
+    return _Fresh(*map(list, zip(*drawn, strict=True)))
+
 
 class _Shard:
     """A shard that still takes lines. What came since the last `write` waits in `_middles`, all else is in the file."""
 
-    def __init__(self, ordinal: int, group: str | None, path: Path, setup: _Setup) -> None:
+    def __init__(self, ordinal: int, group: str | None, path: Path, setup: _Setup, room: Room | None = None) -> None:
         self.ordinal, self.group = ordinal, group
         self.n_lines = 0
         self.n_bytes = 0  # as it goes over the wire
@@ -358,12 +379,12 @@ class _Shard:
         self.expected, self.bounds = array("q"), array("q")  # input tokens of each line
         self.file = LinesFile(path, setup.bodies.head, setup.bodies.tail)
         self._middles: list[bytes] = []
-        self._room = setup.room
+        self._room, self._middle = room or setup.room, setup.bodies.middle
         self._around_bytes = setup.around_bytes + len(setup.bodies.head) + len(setup.bodies.tail)
 
     def take(self, fresh: _Fresh, start: int, full: int) -> int:
         """Append requests from `start` on, until one does not fit; how many. An empty shard takes at least one."""
-        n = min(len(fresh.middles) - start, full - self.n_lines)
+        n = max(0, min(len(fresh.middles) - start, full - self.n_lines))  # other groups' shards may have lowered `full`
         middles, bounds = fresh.middles[start : start + n], fresh.bounds[start : start + n]
         n_bytes = self.n_bytes + sum(map(len, middles)) + n * self._around_bytes
         n_tokens = self.n_tokens + sum(bounds)
@@ -387,17 +408,26 @@ class _Shard:
             self._middles.clear()
             self.n_waiting_bytes = 0
 
+    def parts(self, n_lines: int) -> Iterator[_Fresh]:
+        """What is written, so many lines at a time."""
+        bodies = read_lines(self.file.path) if self.n_lines else iter(())
+        for start in range(0, self.n_lines, n_lines):
+            yield self._part(start, [self._middle(body) for body in islice(bodies, n_lines)])
+
     def cut(self, keep: int) -> _Fresh:
         """Take the lines after the first `keep` out."""
-        middles = self.file.cut(keep)
-        size = IDENTITY_BYTES
-        identities = [bytes(self.identities[size * n : size * n + size]) for n in range(keep, self.n_lines)]
-        cut = _Fresh(identities, middles, self.expected[keep:].tolist(), self.bounds[keep:].tolist())
+        cut = self._part(keep, middles := self.file.cut(keep))
         self.n_bytes -= sum(map(len, middles)) + len(middles) * self._around_bytes
         self.n_tokens -= sum(cut.bounds)
         self.n_lines = keep
-        del self.identities[size * keep :], self.expected[keep:], self.bounds[keep:]
+        del self.identities[IDENTITY_BYTES * keep :], self.expected[keep:], self.bounds[keep:]
         return cut
+
+    def _part(self, start: int, middles: list[bytes]) -> _Fresh:
+        """The lines from `start` on that have these middles."""
+        lines, size = slice(start, start + len(middles)), IDENTITY_BYTES
+        identities = [bytes(self.identities[size * n : size * n + size]) for n in range(lines.start, lines.stop)]
+        return _Fresh(identities, middles, self.expected[lines].tolist(), self.bounds[lines].tolist())
 
 
 class _Shards:
@@ -412,10 +442,17 @@ class _Shards:
         self.weights: list[array[int]] = []  # by ordinal, by line: how many rows wait for it
         self.moves: dict[int, tuple[int, int]] = {}  # ordinal -> first line that moved, and the ordinal it moved to
         self._setup, self._job, self._folder, self._places = setup, setup.job, folder, places
-        self._sizes = Sizes(min(setup.room.max_lines, MAX_LINES), setup.mark)  # a place has no room for more
-        self._open: dict[str | None, _Shard] = {}
+        self.sizes = Sizes(min(setup.room.max_lines, MAX_LINES), setup.mark)  # a place has no room for more
+        self.open: dict[str | None, _Shard] = {}
         self._reused: dict[str, int] = {}  # ordinals of older shards
         self._closed: dict[int, PlannedShard] = {}
+        self.spare: int | None = None  # an ordinal for the next new shard
+        self._lot = _Lot(self, setup, folder) if has_canary(setup.job) else None
+
+    @property
+    def canary(self) -> Canary | None:
+        """Once all is finished."""
+        return self._lot.canary if self._lot else None
 
     def answer(self, piece: _Piece) -> list[int]:
         """The place of each request."""
@@ -442,13 +479,41 @@ class _Shards:
 
     def finish(self) -> tuple[PlannedShard, ...]:
         """All new shards, in order."""
-        for shard in sorted(self._open.values(), key=lambda shard: shard.n_lines):  # small ones can be divided least
+        if self._lot:
+            self._lot.finish()
+        for shard in sorted(self.open.values(), key=lambda shard: shard.n_lines):  # small ones can be divided least
             self._close(shard, last=True)
         for ordinal, (first, other) in sorted(self.moves.items()):
             for line, weight in enumerate(self.weights[ordinal][first:]):
                 self.weights[other][line] += weight
             del self.weights[ordinal][first:]
         return tuple(shard for _, shard in sorted(self._closed.items()))
+
+    def shifts(self) -> list[tuple[int, int]]:
+        """Once all is finished: from which place on, ascending, a row's place is how much further on than was answered."""
+        shifts: dict[int, int] = {}
+        for ordinal in self.moves:
+            start, at = 0, ordinal
+            while True:
+                begin = ordinal << LINE_BITS | start
+                shifts[begin] = (at << LINE_BITS) - begin
+                if at not in self.moves:
+                    break
+                n_lines, at = self.moves[at]
+                start += n_lines
+            shifts.setdefault(ordinal + 1 << LINE_BITS, 0)
+        if self._lot:
+            for begin, place in self._lot.places():
+                shifts[begin] = self._followed(place) - begin
+                shifts.setdefault((begin >> LINE_BITS) + 1 << LINE_BITS, 0)
+        return sorted(shifts.items())
+
+    def _followed(self, place: int) -> int:
+        """Where a line went."""
+        shard, line = place >> LINE_BITS, place & _LINE
+        while (move := self.moves.get(shard)) and line >= move[0]:
+            shard, line = move[1], line - move[0]
+        return shard << LINE_BITS | line
 
     def _reuse(self, identities: list[bytes], rows: list[int]) -> dict[int, int]:
         """The places of those rows that an older shard answers."""
@@ -465,7 +530,7 @@ class _Shards:
         if shard not in self._reused:
             n_lines = self._setup.known.n_lines[shard]
             assert n_lines <= MAX_LINES  # no plan makes larger ones
-            self._reused[shard] = self._next(shard, n_lines)
+            self._reused[shard] = self.next_ordinal(shard, n_lines)
         return self._reused[shard] << LINE_BITS | line
 
     def _add(self, piece: _Piece, rows: list[int]) -> list[int]:
@@ -480,25 +545,25 @@ class _Shards:
             expected, bounds = expected * len(rows), bounds * len(rows)
         fresh = _Fresh([piece.identities[row] for row in rows], middles, expected, bounds)
         if piece.groups is None:
-            return self._append(None, fresh)
+            return self._lot.draw(fresh) if self._lot else self.append(None, fresh)
         by_group: dict[str, list[int]] = {}
         for n, row in enumerate(rows):
             by_group.setdefault(piece.groups[row], []).append(n)
         places = [0] * len(rows)
         for group, members in by_group.items():
             part = _Fresh(*[[column[n] for n in members] for column in cast("tuple[list[Any], ...]", fresh)])
-            for n, place in zip(members, self._append(group, part), strict=True):
+            for n, place in zip(members, self.append(group, part), strict=True):
                 places[n] = place
         return places
 
-    def _append(self, group: str | None, fresh: _Fresh) -> list[int]:
+    def append(self, group: str | None, fresh: _Fresh) -> list[int]:
         """The places of new requests, after closing the shards that are full before them."""
         places: list[int] = []
-        shard = self._open.get(group)
+        shard = self.open.get(group)
         while len(places) < len(fresh.middles):
             if shard is None:
-                shard = self._begin(group)
-            line, n = shard.n_lines, shard.take(fresh, len(places), self._sizes.full)
+                shard = self.begin(group)
+            line, n = shard.n_lines, shard.take(fresh, len(places), self.sizes.full)
             self.weights[shard.ordinal].extend(repeat(1, n))
             first = shard.ordinal << LINE_BITS | line
             places += range(first, first + n)
@@ -506,21 +571,22 @@ class _Shards:
                 shard = self._close(shard, last=False)
         if shard and shard.n_waiting_bytes >= _FRAME_BYTES:
             shard.write()
-        elif sum(s.n_waiting_bytes for s in self._open.values()) > _WAITING_BYTES:
-            for waiting in self._open.values():
+        elif sum(s.n_waiting_bytes for s in self.open.values()) > _WAITING_BYTES:
+            for waiting in self.open.values():
                 waiting.write()
         return places
 
-    def _begin(self, group: str | None) -> _Shard:
-        if len(self._open) == MAX_GROUPS:
+    def begin(self, group: str | None) -> _Shard:
+        if len(self.open) == MAX_GROUPS:
             found = f"more than {MAX_GROUPS} different values of '{self._job.shard.by}', and each is a batch of its own"
             problem = Problem(self._setup.source, None, None, "shard.by", found)
             raise SourceError([problem], hint="name a column with fewer values; nothing was sent")
-        ordinal = self._next("", 0)
-        self._open[group] = _Shard(ordinal, group, self._folder / str(ordinal), self._setup)
-        return self._open[group]
+        ordinal = self.next_ordinal("", 0) if self.spare is None else self.spare
+        self.spare = None
+        self.open[group] = _Shard(ordinal, group, self._folder / str(ordinal), self._setup)
+        return self.open[group]
 
-    def _next(self, name: str, n_lines: int) -> int:
+    def next_ordinal(self, name: str, n_lines: int) -> int:
         if len(self.ids) == MAX_SHARDS:
             problem = Problem(self._setup.source, None, None, "shard", f"more than {MAX_SHARDS:,} shards")
             raise SourceError([problem], hint="make shards larger, or several jobs of it; nothing was sent")
@@ -531,19 +597,22 @@ class _Shards:
     def _close(self, shard: _Shard, *, last: bool) -> _Shard | None:
         """Close a shard; the one that took lines over from it, if there is one."""
         shard.write()
-        del self._open[shard.group]
+        del self.open[shard.group]
         rest = None
-        keep = self._sizes.cut(shard.n_lines, last=last)
+        keep = self.sizes.cut(shard.n_lines, last=last)
         if keep < shard.n_lines:
-            rest = self._begin(shard.group)
+            rest = self.begin(shard.group)
             moved = shard.cut(keep)
             rest.take(moved, 0, len(moved.middles))
             self.weights[rest.ordinal].extend(repeat(0, len(moved.middles)))
             self.moves[shard.ordinal] = (keep, rest.ordinal)  # rows that wait for them are told at the end
-        self._sizes.take(keep)
+        self.seal(shard)
+        return self._close(rest, last=True) if rest and last else rest
+
+    def seal(self, shard: _Shard) -> None:
+        self.sizes.take(shard.n_lines)
         self._closed[shard.ordinal] = self._sealed(shard)
         self.ids[shard.ordinal] = self._closed[shard.ordinal].id
-        return self._close(rest, last=True) if rest and last else rest
 
     def _sealed(self, shard: _Shard) -> PlannedShard:
         job, setup, n = self._job, self._setup, shard.n_lines
@@ -577,6 +646,127 @@ class _Shards:
         return self._setup.blobs.adopt(path)
 
 
+class _Lot:
+    """New requests of which some may go first, drawn by lot (canary.py).
+
+    Which ones is not known before all are read. Until then the line of one that may go first is a serial number, and its
+    shard the first new one, whichever that will be. One that may no longer goes back where it was drawn from; where that
+    shard is closed, to the end: one shard with rows from everywhere is landed more easily than many.
+    """
+
+    def __init__(self, shards: _Shards, setup: _Setup, folder: Path) -> None:
+        self.canary: Canary | None = None
+        self._shards, self._setup, self._folder = shards, setup, folder
+        self._sample = Sample(setup.room, setup.around_bytes + len(setup.bodies.head) + len(setup.bodies.tail))
+        self._drawn: dict[bytes, tuple[int, int]] = {}  # identities in the sample: serial, and the shard open then
+        self._early: list[_Fresh] | None = []  # while they are so few that none may go first
+        self._aside = _Shard(-1, None, folder / "aside", setup, _BOUNDLESS)  # those that go to the end
+        self._aside_serials: list[int] = []
+        self._ordinal = -1
+        self._placed: list[int] = []  # by serial
+
+    def draw(self, fresh: _Fresh) -> list[int]:
+        """The places of new requests, or what stands for them."""
+        if self._ordinal < 0:
+            self._ordinal = self._shards.next_ordinal("", 0)
+        if self._early is None:
+            return self._draw(fresh, 0)
+        n_early = len(self._placed)
+        if n_early + len(fresh.middles) <= FEW_ROWS:
+            self._early.append(fresh)
+            return [self._serial() for _ in fresh.middles]
+        columns = zip(*self._early, fresh, strict=True)
+        self._early = None
+        self._shards.begin(None)
+        places = self._draw(_Fresh(*(list(chain(*column)) for column in columns)), n_early)
+        for serial, place in enumerate(places[:n_early]):
+            if place >> LINE_BITS != self._ordinal:
+                self._place(serial, place)
+        return places[n_early:]
+
+    def finish(self) -> None:
+        """Place all that have a serial."""
+        if not self._placed:
+            return
+        weights, ordinal = self._shards.weights, self._ordinal
+        by_serial, weights[ordinal] = weights[ordinal], array("I")
+        if self._early is None:
+            self._place_canary()
+            self._place_aside()
+        else:
+            serials, self._shards.spare = count(), ordinal
+            for fresh in self._early:
+                for place in self._shards.append(None, fresh):
+                    self._place(next(serials), place)
+        for place, weight in zip(self._placed, by_serial, strict=True):
+            weights[place >> LINE_BITS][place & _LINE] += weight
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """What stood for a place, ascending, and the place."""
+        return zip(count(self._ordinal << LINE_BITS), self._placed)
+
+    def _draw(self, fresh: _Fresh, n_early: int) -> list[int]:
+        """As `draw`. The first `n_early` of them have serials already: 0, 1, 2, ..."""
+        sample, identities, offered, left = self._sample, fresh.identities, [], []
+        for n, identity in enumerate(identities):
+            if identity < sample.below:
+                offered.append(n)
+                left += sample.add(Drawn(identity, fresh.middles[n], fresh.expected[n], fresh.bounds[n]))
+        self._put_back([request for request in left if request.identity in self._drawn])  # others were never away
+        drawn = [n for n in offered if identities[n] < sample.below]
+        places = self._shards.append(None, fresh.without(drawn))
+        for n in drawn:
+            home = places[n] >> LINE_BITS if n < len(places) else self._shards.open[None].ordinal
+            places.insert(n, self._ordinal << LINE_BITS | n if n < n_early else self._serial())
+            self._drawn[identities[n]] = (places[n] & _LINE, home)
+        return places
+
+    def _put_back(self, left: Sequence[Drawn]) -> None:
+        for request in left:
+            serial, home = self._drawn.pop(request.identity)
+            if home == self._shards.open[None].ordinal:
+                self._place(serial, *self._shards.append(None, _fresh([request])))
+            else:
+                self._aside_serials.append(serial)
+                self._aside.take(_fresh([request]), 0, sys.maxsize)
+        if self._aside.n_waiting_bytes >= _FRAME_BYTES:
+            self._aside.write()
+
+    def _serial(self) -> int:
+        """What stands for a place."""
+        serial = len(self._placed)
+        assert serial <= _LINE
+        self._placed.append(-1)
+        self._shards.weights[self._ordinal].append(1)
+        return self._ordinal << LINE_BITS | serial
+
+    def _place(self, serial: int, place: int) -> None:
+        self._placed[serial] = place
+        self._shards.weights[place >> LINE_BITS][place & _LINE] = 0  # its rows are counted by the serial
+
+    def _place_canary(self) -> None:
+        sample, ordinal, shards = self._sample, self._ordinal, self._shards
+        keep = shards.sizes.cut(len(sample.held), last=False)
+        left = [sample.drop() for _ in range(len(sample.held) - keep)]
+        shard = _Shard(ordinal, None, self._folder / str(ordinal), self._setup)
+        shard.take(_fresh(sample.held), 0, keep)
+        shard.write()
+        shards.weights[ordinal].extend(repeat(0, keep))
+        shards.seal(shard)
+        self._put_back(left)
+        serials, homes = zip(*(self._drawn[request.identity] for request in sample.held), strict=True)
+        for line, serial in enumerate(serials):
+            self._placed[serial] = ordinal << LINE_BITS | line
+        self.canary = Canary(shards.ids[ordinal], homes)
+
+    def _place_aside(self) -> None:
+        self._aside.write()
+        serials = iter(self._aside_serials)
+        for fresh in self._aside.parts(_ASIDE_LINES):
+            for place in self._shards.append(None, fresh):
+                self._place(next(serials), place)
+
+
 # ---------------------------------------------------------------------------------------------------------------- rows
 
 
@@ -584,8 +774,9 @@ class _Rows:
     """Which line of which shard answers each good row, in source order."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "rows.parquet"
-        self._writer = _parquet(self._path)
+        self._folder = folder
+        self._placed = pa.OSFile(str(folder / "placed"), "wb")
+        self._writer = pa.ipc.new_stream(self._placed, _PLACED)
         self._keys: list[str] = []
         self._places = array("q")
 
@@ -593,7 +784,7 @@ class _Rows:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
+        self._placed.close()
 
     def add(self, keys: Sequence[str], places: Sequence[int]) -> None:
         self._keys += keys
@@ -601,40 +792,34 @@ class _Rows:
         if len(self._keys) >= _ROW_GROUP:
             self._write()
 
-    def finish(self, moves: Mapping[int, tuple[int, int]]) -> Path:
-        """The finished file. Lines that moved to another shard are followed there."""
+    def finish(self, shifts: Sequence[tuple[int, int]]) -> Path:
+        """The finished file. `shifts`: from which place on, ascending, rows are answered how much further on."""
         self._write()
         self._writer.close()
-        if not moves:
-            return self._path
-        moved = self._path.with_name("moved.parquet")
-        with _parquet(moved) as writer:
-            for group in pq.ParquetFile(self._path, pre_buffer=False).iter_batches(_ROW_GROUP):
-                places: Iterable[Any] = zip(group["shard"].to_pylist(), group["line"].to_pylist(), strict=True)
-                shards, lines = zip(*(_followed(shard, line, moves) for shard, line in places), strict=True)
-                columns = [group["key"], pa.array(shards, pa.int32()), pa.array(lines, pa.int32())]
-                writer.write_batch(pa.record_batch(columns, schema=_ROWS))
-        return moved
+        self._placed.close()
+        begins = integers(array("q", [begin for begin, _ in shifts]))
+        further = integers(array("q", [0, *(by for _, by in shifts)]))
+        bits, mask = integers(array("q", [LINE_BITS, _LINE]))  # scalars; `pa.scalar` would import pandas
+        path = self._folder / "rows.parquet"
+        with (
+            pa.OSFile(str(self._folder / "placed"), "rb") as file,
+            pa.ipc.open_stream(file) as placed,
+            pq.ParquetWriter(
+                path, _ROWS, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
+            ) as writer,
+        ):
+            for batch in placed:
+                places = batch["place"]
+                places = pc.add(places, further.take(pc.search_sorted(begins, places, side="right")))
+                shards, lines = pc.shift_right(places, bits), pc.bit_wise_and(places, mask)
+                columns = [batch["key"], shards.cast(pa.int32()), lines.cast(pa.int32())]
+                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_ROWS))
+        return path
 
     def _write(self) -> None:
-        # Not with pyarrow's bit operations: the library that holds them costs 40 MB.
-        shards = array("i", [place >> LINE_BITS for place in self._places])
-        lines = array("i", [place & _LINE for place in self._places])
-        columns = [strings(self._keys), integers(shards), integers(lines)]
-        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_ROWS))
+        columns = [strings(self._keys), integers(self._places)]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_PLACED))
         self._keys, self._places = [], array("q")
-
-
-def _parquet(path: Path) -> pq.ParquetWriter:
-    return pq.ParquetWriter(
-        path, _ROWS, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
-    )
-
-
-def _followed(shard: int, line: int, moves: Mapping[int, tuple[int, int]]) -> tuple[int, int]:
-    while (move := moves.get(shard)) and line >= move[0]:
-        shard, line = move[1], line - move[0]
-    return shard, line
 
 
 def _uint32(weights: array[int]) -> bytes:

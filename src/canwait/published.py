@@ -24,7 +24,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from .blobs import Blobs
-from .durable import writing
+from .durable import sync_folder, writing
 from .errors import BlobError
 
 pc: Any = pyarrow.compute  # its stubs do not know all of it
@@ -84,7 +84,7 @@ class Kept:
 @contextmanager
 def keeping(blobs: Blobs, schema: pa.Schema, answer: Answer, blob: str | None = None) -> Iterator[Kept]:
     """Keep what passes as a blob, which is on the disk when the block has been left; where `blob` has it, write nothing."""
-    if blob is not None and _is_there(blobs, blob):
+    if blob is not None and is_there(blobs, blob):
         kept = Kept(None, schema, answer)
         yield kept
         kept.blob = blob
@@ -102,12 +102,24 @@ def keeping(blobs: Blobs, schema: pa.Schema, answer: Answer, blob: str | None = 
         kept.blob = blobs.adopt(path)
 
 
-def _is_there(blobs: Blobs, blob: str) -> bool:
+def is_there(blobs: Blobs, blob: str) -> bool:
     try:
         blobs.path(blob)
     except BlobError:
         return False
     return True
+
+
+def remove(blobs: Blobs, blob: str) -> None:
+    """Take the rows away, which may be gone already; who has them open reads on. Raises BlobError."""
+    with writing(blobs.folder):
+        _index_of(blobs, blob).unlink(missing_ok=True)
+        if is_there(blobs, blob):
+            blobs.path(blob).unlink()
+
+
+def _index_of(blobs: Blobs, blob: str) -> Path:
+    return blobs.folder / "keys" / f"{blob}.{sys.byteorder}"
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
@@ -122,7 +134,7 @@ class PublishedRows:
         """Raises BlobError when the blob is not there."""
         self.path = blobs.path(blob)
         self._blobs, self._key = blobs, key
-        self._index_path = blobs.folder / "keys" / f"{blob}.{sys.byteorder}"
+        self._index_path = _index_of(blobs, blob)
         self._lock = threading.Lock()  # a Parquet file is read by one thread at a time
         self._file = pq.ParquetFile(self.path, pre_buffer=False)
         metadata = self._file.metadata
@@ -168,19 +180,26 @@ class PublishedRows:
         if not size:
             return memoryview(b"").cast("Q"), memoryview(b"").cast("I")
         path = self._index_path
-        if not (path.is_file() and path.stat().st_size == size):
-            with self._blobs.scratch() as folder, writing(path.parent):
-                self._build(folder)
-                path.parent.mkdir(exist_ok=True)
-                os.replace(folder / "index", path)  # a part of one that a crash left has another size
+        if path.is_file() and path.stat().st_size == size:
+            return self._mapped(path)
+        with self._blobs.scratch() as folder, writing(path.parent):
+            self._build(made := folder / "index")
+            if not self.path.is_file():  # removed, and so is what is kept beside it
+                return self._mapped(made)
+            path.parent.mkdir(exist_ok=True)
+            os.replace(made, path)  # whole, for it is on the disk already
+            sync_folder(path.parent)
+        return self._mapped(path)
+
+    def _mapped(self, path: Path) -> tuple[memoryview, memoryview]:
         with path.open("rb") as file:
             mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         return mapped[: 8 * self.n_rows].cast("Q"), mapped[8 * self.n_rows :].cast("I")
 
-    def _build(self, folder: Path) -> None:
+    def _build(self, path: Path) -> None:
         """Sort the hashes, a range of them at a time: what it holds does not grow with the rows."""
         n = self.n_rows
-        with (folder / "hashes").open("w+b") as spool, (folder / "index").open("wb") as out:
+        with path.with_name("hashes").open("w+b") as spool, path.open("wb") as out:
             for batch in self._file.iter_batches(65_536, columns=[self._key]):
                 keys: list[Any] = batch.column(0).to_pylist()
                 spool.write(b"".join(map(_digest, keys)))
@@ -203,6 +222,8 @@ class PublishedRows:
                 out.seek(8 * n + 4 * done)
                 out.write(_bytes(rows.take(order).cast(pa.uint32())))
                 done += len(rows)
+            out.flush()
+            os.fsync(out.fileno())
 
 
 def _digest(key: str) -> bytes:

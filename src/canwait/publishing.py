@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -16,13 +16,14 @@ from .cron import longest_gap_s, next_fire
 from .db import Row, Tx
 from .entries import dumps, journal
 from .errors import NotFound
-from .freshness import Cadence, Contract, NeverBuilt, Publication, cadence, changed, judge, span
+from .freshness import Cadence, Contract, NeverBuilt, Publication, cadence, changed, judge, latest, span
 from .ledger import Ledger
 from .turnaround import Seen, next_batch
 from .types import Job
 
 _SURE = Decimal("0.95")  # of a run's turnaround: 19 runs must have been seen
 _READS = 1000  # the latest, whose ages are looked at
+_KEPT = timedelta(days=30)  # rows of what was replaced, at least
 
 # ------------------------------------------------------------------------------------------------------- publications
 
@@ -34,14 +35,20 @@ class Draft:
     job: str
     content: str  # digest of the answers and the verdict
     verdict: str
-    blob: str | None  # its rows, where they are kept already
+    same: Publication | None  # which has these answers already, and still has its rows
 
 
 def draft(ledger: Ledger, job: str, verdict: str) -> Draft:
     with ledger.db.reading() as tx:
         content = _content(tx, job, verdict)
         same = tx.run("publication_same", job=job, content=content)
-        return Draft(job, content, verdict, same[0]["rows_blob"] if same else None)
+        return Draft(job, content, verdict, _publication(same[0]) if same else None)
+
+
+def is_current(ledger: Ledger, draft: Draft) -> bool:
+    """Whether a job's answers are those of the draft."""
+    with ledger.db.reading() as tx:
+        return _content(tx, draft.job, draft.verdict) == draft.content
 
 
 def _content(tx: Tx, job: str, verdict: str) -> str:
@@ -66,7 +73,8 @@ def publish(
     """Record what was loaded as the job's next publication, its rows being on the disk.
 
     The same answers to the same reading of the input are one publication, however often they are loaded. None: the job's
-    answers are no longer those of the draft; whoever brought the others publishes them.
+    answers are no longer those of the draft; whoever brought the others publishes them. `models`: that served the rows;
+    none are asked for where the draft knows the same answers.
     """
     with ledger.db.transaction("publish") as tx:
         if _content(tx, draft.job, draft.verdict) != draft.content:
@@ -74,13 +82,15 @@ def publish(
         row = tx.run("job", name=draft.job)[0]
         plan = tx.run("plan", job=draft.job, digest=row["plan"])[0]
         read = tx.run("input_read", job=draft.job, plan=row["plan"])
-        as_of = max(_planned_us(plan), read[0]["as_of_us"] if read else 0)
-        same = tx.run("publication_same", job=draft.job, content=draft.content)
-        if same and same[0]["as_of_us"] >= as_of:
-            return _publication(same[0])
+        as_of = read[0]["as_of_us"] if read else _planned_us(plan)
+        rows_same = tx.run("publication_same", job=draft.job, content=draft.content)
+        same = _publication(rows_same[0]) if rows_same else None
+        if same is not None and to_us(same.source_as_of) >= as_of and not same.is_misdated(now):
+            return same
         parts = json.loads(read[0]["components"]) if read else components(job, None)
-        parts["snapshot"] = _sha256(sorted(models))
+        parts["snapshot"] = same.components["snapshot"] if same else _sha256(sorted(models))
         before = [] if same else publications_of(tx, draft.job)
+        seen = _newest(tx, draft.job, now)
         sums = tx.run("publication_sums", job=draft.job)[0]
         spent = int(tx.run("job_money", job=draft.job)[0]["confirmed_micros"])
         tx.run(
@@ -90,13 +100,16 @@ def publish(
             rows_blob=blob, key_column=json.loads(plan["terms"])["key"],
         )  # fmt: skip
         made = _publication(tx.run("publication_version", job=draft.job, version=int(sums["n"]) + 1)[0])
+        newest = _newest(tx, draft.job, now)
+        for other in {p.version for p in (seen, made) if p is not None and p != newest}:
+            tx.run("publication_until", job=draft.job, version=other, until=to_us(now))
         words = f"{rows:,} rows" + (f"; since {since}" if since else "")
         journal(
             tx, now, draft.job, None, "published", f"version {made.version}: {words}", version=made.version, rows=rows,
             failed=failed, source_as_of=from_us(as_of).isoformat(), verdict=draft.verdict,
             because=list(because(before, parts)),
         )  # fmt: skip
-        return made
+        return made if newest == made else replace(made, effective_until=now)
 
 
 def _planned_us(plan: Row) -> int:
@@ -119,19 +132,44 @@ def components(job: Job, source: str | None) -> dict[str, str]:
 def opened(
     ledger: Ledger, job: Job, plan: str, *, as_of: datetime, source: str | None, tier: str, window_s: int, now: datetime
 ) -> None:
-    """A plan was opened, or gone on with, after its input had been read at `as_of`; the job runs like this from now on."""
+    """A plan was opened, or gone on with, after its input had been read at `as_of`; the job runs like this from now on.
+
+    Where that input is known to be another than that of the newest publication, this was effective until then.
+    """
     with ledger.db.transaction("opened") as tx:
         parts = dumps(components(job, source))
         tx.run(
-            "input_seen", job=job.name, plan=plan, as_of=to_us(as_of), components=parts, known=int(source is not None)
-        )
+            "input_seen", job=job.name, plan=plan, as_of=to_us(as_of), components=parts, known=int(source is not None),
+            now=to_us(now),
+        )  # fmt: skip
+        last = _newest(tx, job.name, now)
+        if last is not None and last.effective_until is None:
+            if last.is_misdated(now):
+                _ended(tx, last, f"it cannot have been read at {last.source_as_of:%Y-%m-%d %H:%M} UTC", now, now)
+            elif source and last.components["input"] not in ("", source) and as_of > last.source_as_of:
+                _ended(tx, last, "its input has changed", as_of, now)
         tx.run("cadence_set", job=job.name, schedule=job.schedule, tier=tier, window_s=window_s, at=to_us(now))
 
 
-def newest(ledger: Ledger, job: str) -> Publication | None:
+def _ended(tx: Tx, publication: Publication, why: str, until: datetime, now: datetime) -> None:
+    """A publication was effective until then, though nothing takes its place yet."""
+    facts = {"job": publication.job, "version": publication.version}
+    tx.run("publication_until", **facts, until=to_us(until))
+    words = f"version {publication.version}: {why}"
+    journal(tx, now, publication.job, None, "outdated", words, version=publication.version, until=until.isoformat())
+
+
+def newest(ledger: Ledger, job: str, now: datetime) -> Publication | None:
     """The one that readers see."""
-    rows = ledger.query("publication_newest", job=job)
-    return _publication(rows[0]) if rows else None
+    with ledger.db.reading() as tx:
+        return _newest(tx, job, now)
+
+
+def _newest(tx: Tx, job: str, now: datetime) -> Publication | None:
+    """As freshness.latest; but all are looked at only where a date is wrong."""
+    rows = tx.run("publication_newest", job=job)
+    found = _publication(rows[0]) if rows else None
+    return latest(publications_of(tx, job), now) if found is not None and found.is_misdated(now) else found
 
 
 def publications(ledger: Ledger, job: str) -> list[Publication]:
@@ -173,13 +211,37 @@ class PlanRows:
     shards: tuple[str, ...]
 
 
-def last_rows(ledger: Ledger, job: str) -> tuple[Publication, str, PlanRows] | None:
+def last_rows(ledger: Ledger, job: str, now: datetime) -> tuple[Publication, str, PlanRows] | None:
     """The newest publication, the digest of its plan, and the rows of that; None before there is one."""
     with ledger.db.reading() as tx:
-        found = tx.run("publication_newest", job=job)
-        if not found:
+        found = _newest(tx, job, now)
+        if found is None:
             return None
-        return _publication(found[0]), found[0]["plan"], rows_of(tx, job, found[0]["plan"])
+        plan = tx.run("publication_version", job=job, version=found.version)[0]["plan"]
+        return found, plan, rows_of(tx, job, plan)
+
+
+# ------------------------------------------------------------------------------------------------- what is kept of them
+
+
+def forget(ledger: Ledger, job: str, now: datetime, remove: Callable[[str], None]) -> None:
+    """Have the rows removed of publications that were replaced longer ago than 30 days, and than any reader accepts.
+
+    Never of the newest. What is to go is recorded first, so that a call that died is finished by the next one; `remove`
+    gets the name of a blob, which may be gone already, while nobody can record a publication that needs it.
+    """
+    with ledger.db.transaction("forget") as tx:
+        newest = _newest(tx, job, now)
+        longest = max((row["max_age_s"] for row in tx.run("contracts", job=job)), default=0)
+        since = now - max(_KEPT, timedelta(seconds=longest))
+        facts = {"job": job, "newest": newest.version if newest else 0, "since": to_us(since)}
+        if n := tx.count("publications_leave", **facts):
+            words = f"{n} publications from before {since:%Y-%m-%d} have their rows removed"
+            journal(tx, now, job, None, "forgotten", words, count=n)
+    with ledger.db.transaction("forgotten") as tx:
+        for row in tx.run("publications_going", job=job):
+            remove(row["rows_blob"])
+        tx.run("publications_gone", job=job)
 
 
 def statements(ledger: Ledger, job: str) -> tuple[list[Contract], int]:
@@ -225,6 +287,7 @@ def _publication(row: Row) -> Publication:
         effective_until=None if row["until_us"] is None else from_us(row["until_us"]),
         components=json.loads(row["components"]), rows=row["n_rows"], failed=row["n_failed"],
         cost_micros=row["cost_micros"], verdict=row["verdict"], blob=row["rows_blob"], key=row["key_column"],
+        kept=row["rows_state"] == "kept", refused=row["refused"],
     )  # fmt: skip
 
 
@@ -243,6 +306,7 @@ class Stated:
     said: str  # declared, revised, withdrawn
     who: str
     at: datetime
+    cadence: Cadence | None  # whether the job, as it runs now, can keep it; None: no schedule is known
 
 
 def declare(ledger: Ledger, contract: Contract, who: str, now: datetime) -> Contract:
@@ -298,10 +362,17 @@ def contract_of(ledger: Ledger, job: str, reader: str) -> Contract | None:
         return _last(tx, job, reader)
 
 
-def contract_history(ledger: Ledger, job: str, reader: str) -> list[Stated]:
-    """Everything that was ever stated of a contract, oldest first."""
-    rows = ledger.query("contract_history", job=job, reader=reader)
-    return [Stated(_contract(row), row["said"], row["who"], from_us(row["at_us"])) for row in rows]
+def contract_history(ledger: Ledger, job: str, reader: str | None = None) -> list[Stated]:
+    """Everything that was ever stated of a job's contracts, or of one reader's, oldest first."""
+    with ledger.db.reading() as tx:
+        runs = tx.run("cadence", job=job)
+        found = []
+        for row in tx.run("contracts_stated", job=job):
+            if reader in (None, row["reader"]):
+                contract = _contract(row)
+                holds = _cadence(tx, contract, runs[0]) if runs else None
+                found.append(Stated(contract, row["said"], row["who"], from_us(row["at_us"]), holds))
+        return found
 
 
 def _contract(row: Row) -> Contract:
@@ -362,11 +433,10 @@ def record(ledger: Ledger, job: str, reader: str, reads: Reads, now: datetime) -
         )  # fmt: skip
 
 
-def look(ledger: Ledger, job: str, reader: str) -> tuple[Publication | None, Contract | None]:
+def look(ledger: Ledger, job: str, reader: str, now: datetime) -> tuple[Publication | None, Contract | None]:
     """What a reader sees, and the contract that counts for it, at one moment."""
     with ledger.db.reading() as tx:
-        found = tx.run("publication_newest", job=job)
-        return _publication(found[0]) if found else None, _last(tx, job, reader)
+        return _newest(tx, job, now), _last(tx, job, reader)
 
 
 def begin_refresh(ledger: Ledger, job: str, holder: str, lease_s: float, now: datetime) -> bool:
@@ -422,13 +492,12 @@ def standings(ledger: Ledger, now: datetime, job: str | None = None) -> list[Sta
     with ledger.db.reading() as tx:
         jobs = [row["job"] for row in tx.run("published_jobs") if job in (None, row["job"])]
         if job is not None and not jobs:
-            raise NotFound(what="publication or reader of a job", name=job, hint="run and load it, or declare a reader")
+            raise NotFound(what="publication or reader of a job", name=job, hint="run it, or declare a reader")
         return [found for name in jobs for found in _standings(tx, name, now)]
 
 
 def _standings(tx: Tx, job: str, now: datetime) -> Iterable[Standing]:
-    rows, runs = tx.run("publication_newest", job=job), tx.run("cadence", job=job)
-    newest = _publication(rows[0]) if rows else None
+    newest, runs = _newest(tx, job, now), tx.run("cadence", job=job)
     contracts = {row["reader"]: _contract(row) for row in tx.run("contracts", job=job)}
     seen = {row["reader"]: from_us(row["at_us"]) for row in tx.run("readers", job=job)}
     unread = int(tx.run("unread", job=job)[0]["micros"])
@@ -447,8 +516,8 @@ def _standings(tx: Tx, job: str, now: datetime) -> Iterable[Standing]:
         if contract is not None:
             answer = judge(contract, newest, now)
             state = "never_built" if isinstance(answer, NeverBuilt) else type(answer).__name__.lower()
-            if state in ("stale", "blocked") and nobody.age is not None:
-                late = nobody.age - timedelta(seconds=contract.max_age_s)
+            if state in ("stale", "blocked") and newest is not None and not newest.is_misdated(now):
+                late = now - newest.source_as_of - timedelta(seconds=contract.max_age_s)
         yield replace(
             nobody, reader=reader, contract=contract, state=state, late=late, last_read=seen.get(reader),
             p95_age=_p95(tx.run("readings", job=job, reader=reader, count=_READS)),

@@ -7,6 +7,7 @@ with canwait.reader("labels", as_="dash/support", max_age="24h", on_stale="serve
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -20,7 +21,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from . import publishing
 from .clock import Clock
 from .errors import CanwaitError, NotBuilt, NotFound, Problem, SpecError, StaleResult
-from .freshness import Answer, Blocked, Contract, Fresh, NeverBuilt, OnStale, Publication, Stale, judge
+from .freshness import (
+    MAX_AGE_S,
+    MAX_MISSED_RUNS,
+    Answer,
+    Blocked,
+    Contract,
+    Fresh,
+    NeverBuilt,
+    OnStale,
+    Publication,
+    Stale,
+    judge,
+    stricter,
+)
 from .ledger import Ledger
 from .sinks import PROVENANCE
 from .types import Job
@@ -32,12 +46,18 @@ if TYPE_CHECKING:
     from .client import Client
     from .published import PublishedRows
 
+_log = logging.getLogger("canwait")
 _TOGETHER, _APART = 1000, timedelta(minutes=1)  # reads by key that are recorded together, and how long one may wait
 _LEASE_S = 600.0  # of a refresh; it is renewed while the job runs
 _FRAMES = ("pyarrow", "pandas", "polars", "duckdb")
+_LIVE = (
+    "on_stale",
+    "`live` is not served: a row's answer is made from the row, which a reader does not have, and within a stated budget",
+    "use `refresh`, or run a job over those rows with `tier: standard`",
+)
 _refreshes = count()
 
-Refresh = str | Path | Job | Callable[[Stale | NeverBuilt], object]
+Refresh = str | Path | Job | Callable[[Stale | Blocked | NeverBuilt], object]
 
 
 def reader(
@@ -45,7 +65,7 @@ def reader(
     *,
     as_: str,
     max_age: str | timedelta | None = None,
-    on_stale: str = "block",
+    on_stale: str | None = None,
     missed_runs: int = 0,
     refresh: Refresh | None = None,
     output: type[BaseModel] | None = None,
@@ -55,48 +75,62 @@ def reader(
 
     as_: who reads, as in "dash/support". max_age: the oldest answer it accepts, counted from when the job's input was read,
     like "24h"; None: what `canwait fresh` says of this reader. on_stale: past that age it is served and says so (`serve`),
-    StaleResult is raised (`block`), or it is served while one of the readers makes the next (`refresh`). refresh: how: a
-    job, or its file, which is run in the background within its budget; or a function that is told, and sees to it. output:
-    what values become, instead of mappings. Raises SpecError, and NotFound where no contract is known.
+    StaleResult is raised (`block`), or it is served while one of the readers makes the next (`refresh`); None: `block`,
+    or with the age what was stated. A person's revision counts where it is stricter. refresh: how: a job, or its file,
+    which is run in the background within its budget; or a function that is told, and sees to it. output: what values
+    become, instead of mappings. Raises SpecError, and NotFound where no contract is known.
     """
     from .client import connect
-    from .spec import parse_duration
-
-    def wrong(field: str, why: str, hint: str | None = None) -> SpecError:
-        return SpecError([Problem("reader", None, None, field, why)], hint=hint)
 
     if on_stale == "live":
-        raise wrong(
-            "on_stale",
-            "`live` is not served: a row's answer is made from the row, which a reader does not have, and within a stated "
-            "budget",
-            "use `refresh`, or run a job over those rows with `tier: standard`",
-        )
-    if on_stale not in ("serve", "block", "refresh"):
-        raise wrong("on_stale", f"found {on_stale!r}; expected serve, block or refresh")
-    if (on_stale == "refresh") != (refresh is not None):
-        raise wrong("refresh", "`on_stale='refresh'` and `refresh=`, a job or a function, are stated together")
-    if not as_ or missed_runs < 0:
-        raise wrong("as_", "expected who reads, as in 'dash/support', and no fewer than 0 missed runs")
-    try:
-        seconds = max_age.total_seconds() if isinstance(max_age, timedelta) else max_age and parse_duration(max_age)
-    except ValueError as error:
-        raise wrong("max_age", str(error)) from None
+        raise _wrong(*_LIVE)
+    if on_stale not in (None, "serve", "block", "refresh"):
+        raise _wrong("on_stale", f"found {on_stale!r}; expected serve, block or refresh")
+    if not as_ or not 0 <= missed_runs <= MAX_MISSED_RUNS:
+        most = f"from 0 to {MAX_MISSED_RUNS} missed runs"
+        raise _wrong("as_", f"expected who reads, as in 'dash/support', and {most}")
+    seconds = _seconds(max_age)
     own = connect() if client is None else None
     opened = client or cast("Client", own)
     try:
-        if seconds is not None:
-            contract = Contract(name, as_, int(seconds), cast(OnStale, on_stale), missed_runs)
-            publishing.declare(opened.ledger, contract, opened.engine.holder, opened.clock.now())
-        elif found := publishing.contract_of(opened.ledger, name, as_):
-            contract = replace(found, on_stale=cast(OnStale, on_stale))
-        else:
+        stated = publishing.contract_of(opened.ledger, name, as_) if seconds is None else None
+        if seconds is None and stated is None:
             raise NotFound(what=f"contract of a reader of {name}", name=as_, hint="say `max_age=`")
+        then = on_stale or (stated.on_stale if stated else "block")
+        if then == "live":
+            raise _wrong(*_LIVE)
+        if (then == "refresh") != (refresh is not None) and (on_stale or refresh) is not None:
+            raise _wrong("refresh", "`on_stale='refresh'` and `refresh=`, a job or a function, are stated together")
+        if stated is not None:
+            contract = replace(stated, on_stale=cast(OnStale, then))
+        else:
+            contract = Contract(name, as_, cast(int, seconds), cast(OnStale, then), missed_runs)
+            publishing.declare(opened.ledger, contract, opened.engine.holder, opened.clock.now())
     except BaseException:
         if own is not None:
             own.close()
         raise
     return Reader(opened, contract, refresh, output, own=own is not None)
+
+
+def _seconds(max_age: str | timedelta | None) -> int | None:
+    """Whole seconds, rounded down. Raises SpecError."""
+    from .fields import parse_duration
+
+    if max_age is None:
+        return None
+    try:
+        if not isinstance(max_age, timedelta):
+            return parse_duration(max_age)
+        if not timedelta(0) < max_age <= timedelta(seconds=MAX_AGE_S):
+            raise ValueError(f"found {max_age}; expected more than nothing and at most {MAX_AGE_S // 86_400}d")
+    except ValueError as error:
+        raise _wrong("max_age", str(error)) from None
+    return int(max_age.total_seconds())
+
+
+def _wrong(field: str, why: str, hint: str | None = None) -> SpecError:
+    return SpecError([Problem("reader", None, None, field, why)], hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +140,11 @@ class Hit:
     key: str
     value: Any  # the output model, a mapping of the output's fields, text, or the numbers of an embedding
     age: timedelta  # since the job's input was read
-    stale: bool  # past what this reader accepts, or its input is known to have changed
+    stale: bool  # past what this reader accepts
     version: int  # of the publication
     gate: str  # the verdict on it, in words
     model: str  # that answered
+    effective_until: datetime | None  # when its input was found changed; None: it is not known to have
 
 
 class Reader:
@@ -122,7 +157,8 @@ class Reader:
         self._lock = threading.Lock()
         self._rows: tuple[str, PublishedRows] | None = None  # of the blob that was read last
         self._tally = _Tally(client.ledger, client.clock, contract)
-        client.closing(self._tally.flush)
+        self._said = _Once(f"refreshing {contract.job} could not be asked for")
+        client.closing(self._tally.close)
         self._end = weakref.finalize(self, client.close) if own else None  # also when the process ends
 
     def __enter__(self) -> Reader:
@@ -133,7 +169,7 @@ class Reader:
 
     def close(self) -> None:
         """Record the reads that are not recorded yet."""
-        self._tally.flush()
+        self._tally.close()
         if self._end is not None:
             self._end()
 
@@ -194,11 +230,9 @@ class Reader:
     # ------------------------------------------------------------------------------------------------------------ parts
 
     def _look(self) -> tuple[Publication | None, Contract]:
-        newest, stated = publishing.look(self._client.ledger, self._contract.job, self._contract.reader)
-        contract = self._contract
-        return newest, replace(
-            contract, max_age_s=min(contract.max_age_s, stated.max_age_s if stated else contract.max_age_s)
-        )
+        c, ours = self._client, self._contract
+        newest, stated = publishing.look(c.ledger, ours.job, ours.reader, c.clock.now())
+        return newest, stricter(ours, stated)
 
     def _served(self) -> Fresh | Stale:
         """What may be read now. Raises StaleResult and NotBuilt."""
@@ -209,6 +243,7 @@ class Reader:
                 self._ask(stale)
                 return stale
             case Blocked(publication, age, why) as blocked:
+                self._ask(blocked)
                 raise StaleResult(
                     job=publication.job, version=publication.version, why=why, reader=self._contract.reader,
                     age_s=round(age.total_seconds()), outcome=blocked,
@@ -243,7 +278,10 @@ class Reader:
         elif self._output is not None:
             value = self._output.model_validate(value)
         stale = isinstance(served, Stale)
-        return Hit(row[published.key], value, served.age, stale, published.version, published.verdict, row["_model"])
+        return Hit(
+            row[published.key], value, served.age, stale, published.version, published.verdict, row["_model"],
+            published.effective_until,
+        )  # fmt: skip
 
     def _record(self, served: Fresh | Stale, n_rows: int) -> None:
         self._tally.flush()
@@ -252,14 +290,19 @@ class Reader:
 
     # ---------------------------------------------------------------------------------------------------------- refresh
 
-    def _ask(self, outcome: Stale | NeverBuilt) -> None:
-        """Have the next publication made, unless somebody is making it."""
+    def _ask(self, outcome: Stale | Blocked | NeverBuilt) -> None:
+        """Have the next publication made, unless somebody is making it. A ledger that cannot be written stops no read."""
         if self._refresh is None:
             return
         c, job = self._client, self._contract.job
         holder = f"{c.engine.holder}:{next(_refreshes)}"
-        if not publishing.begin_refresh(c.ledger, job, holder, _LEASE_S, c.clock.now()):
+        try:
+            if not publishing.begin_refresh(c.ledger, job, holder, _LEASE_S, c.clock.now()):
+                return
+        except CanwaitError as error:
+            self._said.failed(error)
             return
+        self._said.worked()
         if callable(self._refresh):
             try:
                 self._refresh(outcome)  # the lease stays: who was told has that long, before anybody else is told
@@ -272,15 +315,39 @@ class Reader:
 
 
 def _run(client: Client, spec: str | Path | Job, job: str, holder: str) -> None:
-    """Run a job on a connection of its own. Where nothing came of it the lease stays, so that it is not tried all the time."""
-    with client.again() as own:
-        before = publishing.newest(own.ledger, job)
-        try:
-            own.job(spec).run(watch=lambda: publishing.keep_refresh(own.ledger, job, holder, _LEASE_S, own.clock.now()))
-        except CanwaitError as error:
-            publishing.refresh_failed(own.ledger, job, str(error), own.clock.now())
-        if publishing.newest(own.ledger, job) != before:
-            publishing.end_refresh(own.ledger, job, holder)
+    """Run a job on a connection of its own. Where nothing came of it the lease stays, so that it is not tried all the time.
+
+    Whatever goes wrong, also in the user's own rules, is an event of the job, for nobody waits for this thread.
+    """
+    try:
+        with client.again() as own:
+            before = publishing.newest(own.ledger, job, own.clock.now())
+            try:
+                own.job(spec).run(
+                    watch=lambda: publishing.keep_refresh(own.ledger, job, holder, _LEASE_S, own.clock.now())
+                )
+            except Exception as error:
+                words = str(error) if isinstance(error, CanwaitError) else f"{type(error).__name__}: {error}"
+                publishing.refresh_failed(own.ledger, job, words, own.clock.now())
+            if publishing.newest(own.ledger, job, own.clock.now()) != before:
+                publishing.end_refresh(own.ledger, job, holder)
+    except CanwaitError as error:
+        _log.warning("%s was not refreshed: %s", job, error)
+
+
+class _Once:
+    """Words that are logged when something begins to fail, and not again before it has worked."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._failing = what, False
+
+    def failed(self, error: Exception) -> None:
+        if not self._failing:
+            _log.warning("%s: %s", self._what, error)
+        self._failing = True
+
+    def worked(self) -> None:
+        self._failing = False
 
 
 def _frame(name: str, path: Path) -> Any:
@@ -310,30 +377,68 @@ class _Group(NamedTuple):
 
 
 class _Tally:
-    """Reads that are not recorded yet."""
+    """Reads that are not recorded yet: a ledger that cannot be written stops no read, and loses none."""
 
     def __init__(self, ledger: Ledger, clock: Clock, contract: Contract) -> None:
         self._ledger, self._clock, self._contract = ledger, clock, contract
         self._lock = threading.Lock()
-        self._group: _Group | None = None
+        self._groups: dict[int, _Group] = {}  # by version
+        self._said = _Once(
+            f"reads of {contract.job} by {contract.reader} could not be recorded, and are kept till they can"
+        )
+        self._not_before: datetime | None = None  # after a failure
+        self._timer: threading.Timer | None = None  # for reads after which no other comes
 
     def add(self, served: Fresh | Stale, n_rows: int) -> None:
         now, version = self._clock.now(), served.publication.version
         with self._lock:
-            if self._group is not None and self._group.reads.version != version:
+            if self._groups.keys() - {version}:
                 self._flush(now)
-            since, r = self._group or _Group(now, publishing.Reads(version, 0, 0, 0, served.age))
+            since, r = self._groups.get(version) or _Group(now, publishing.Reads(version, 0, 0, 0, served.age))
             n_stale = r.n_stale + isinstance(served, Stale)
             reads = publishing.Reads(version, r.n_reads + 1, r.n_rows + n_rows, n_stale, max(r.oldest, served.age))
-            self._group = _Group(since, reads)
+            self._groups[version] = _Group(since, reads)
             if reads.n_reads >= _TOGETHER or now - since >= _APART:
                 self._flush(now)
+            self._wake()
 
     def flush(self) -> None:
         with self._lock:
             self._flush(self._clock.now())
 
+    def close(self) -> None:
+        with self._lock:
+            self._not_before = None
+            self._flush(self._clock.now())
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _wake(self) -> None:
+        """See to it that what is not recorded yet is looked at in a minute, though nobody reads any more."""
+        if self._groups and self._timer is None:
+            self._timer = threading.Timer(_APART.total_seconds(), self._later)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _later(self) -> None:
+        with self._lock:
+            if self._timer is threading.current_thread():  # else it was closed just now
+                self._timer = None
+                self._flush(self._clock.now())
+                self._wake()
+
     def _flush(self, now: datetime) -> None:
-        if self._group is not None:
-            group, self._group = self._group, None
-            publishing.record(self._ledger, self._contract.job, self._contract.reader, group.reads, now)
+        """Record the groups, each once. Where that fails they are kept, and tried again in a minute."""
+        if self._not_before is not None and now < self._not_before:
+            return
+        try:
+            for version, group in list(self._groups.items()):
+                publishing.record(self._ledger, self._contract.job, self._contract.reader, group.reads, now)
+                del self._groups[version]
+        except CanwaitError as error:
+            self._not_before = now + _APART
+            self._said.failed(error)
+        else:
+            self._not_before = None
+            self._said.worked()

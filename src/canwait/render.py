@@ -151,13 +151,11 @@ def _always(job: Job) -> dict[str, Any]:
     return {"max_completion_tokens" if job.provider == "openai" else "max_tokens": job.max_output_tokens}
 
 
-def request_key(body: bytes, model: str, endpoint: str) -> bytes:
-    """sha256 over the three; only the last has no length before it, so no two triples share their bytes."""
-    return keyed(model, endpoint, body).digest()
-
-
 def keyed(model: str, endpoint: str, head: bytes) -> Hash:
-    """The hash of every request key of this model and endpoint whose body begins with `head`, so far."""
+    """The hash of every request key of this model and endpoint whose body begins with `head`, so far.
+
+    Only the body, which comes last, has no length before it, so no two requests share their bytes.
+    """
     digest = sha256()
     for part in (model.encode(), endpoint.encode()):
         digest.update(len(part).to_bytes(8, "big"))

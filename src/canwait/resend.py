@@ -24,9 +24,15 @@ def parse(selector: str) -> tuple[frozenset[Outcome], str | None]:
     """`failed`, `failed:CAUSE`, `expired`, `cancelled` or `missing`, as outcomes and a cause. Raises SpecError."""
     word, colon, cause = selector.partition(":")
     if word not in SELECTORS or (colon and (word != "failed" or cause not in CAUSES)):
-        words = f"expected {', '.join(SELECTORS)}, or failed:CAUSE with a cause of: {', '.join(CAUSES)}"
+        words = f"expected {', '.join(SELECTORS)}, rejected, rejected:STRATUM, rejected:RULE, rejected:CAUSE, "
+        words += f"or failed:CAUSE with a cause of: {', '.join(CAUSES)}"
         raise SpecError([Problem("--only", None, None, None, f"{selector!r} selects nothing; {words}")])
     return SELECTORS[word], cause or None
+
+
+def is_rejected(selector: str) -> bool:
+    """Whether it selects what a gate did not let through: `rejected`, or `rejected:` and a stratum, a rule or a cause."""
+    return selector.partition(":")[0] == "rejected"
 
 
 def select(ledger: Ledger, blobs: Blobs, job: str, selector: str) -> list[tuple[Shard, list[int]]]:

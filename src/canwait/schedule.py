@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from statistics import median
 
 from .freshness import span
 from .turnaround import ENOUGH, WINDOW, Seen, Survival, adaptive, batches_needed, next_batch, survival
@@ -72,6 +73,25 @@ class Ready:
     p50_s: float
     p95_s: float
     words: str
+    basis: str = ""  # which past ones it rests on
+
+
+def in_turn(rounds: Sequence[Ready]) -> Ready:
+    """The canary, and the others when it is back: their times together, which is late rather than early."""
+    p50_s, p95_s = sum(r.p50_s for r in rounds), sum(r.p95_s for r in rounds)
+    each = "; then the others in ".join(r.words.removeprefix("ready in ") for r in rounds)
+    words = f"ready in {_span(p50_s)} (p50), {_span(p95_s)} (p95): the canary in {each}"
+    return Ready(p50_s, p95_s, words, "; then ".join(dict.fromkeys(r.basis for r in rounds)))
+
+
+def ready_in_a_row(rates: Sequence[float], limit_rows_per_s: float | None, n_rows: int) -> Ready | None:
+    """Rows answered one by one, by the rates of past runs; None where nothing is known."""
+    known = pace(rates, limit_rows_per_s)
+    if known is None:
+        return None
+    p95_s = known.redo_s(n_rows)
+    p50_s = min(p95_s, n_rows / median(rates)) if rates else p95_s
+    return Ready(p50_s, p95_s, f"ready in {_span(p50_s)} (p50), {_span(p95_s)} (p95): {known.basis}", known.basis)
 
 
 def ready_by(seen: Sequence[Seen], n_batches: int, window_s: float) -> Ready:
@@ -82,6 +102,8 @@ def ready_by(seen: Sequence[Seen], n_batches: int, window_s: float) -> Ready:
     """
     p50_s, p50 = _last_of(seen, Decimal("0.5"), n_batches, window_s)
     p95_s, p95 = _last_of(seen, Decimal("0.95"), n_batches, window_s)
+    if p50_s == p95_s:  # of too few the window is all there is to say
+        return Ready(p50_s, p95_s, f"ready in {_span(p95_s)} ({p95})")
     return Ready(p50_s, p95_s, f"ready in {_span(p50_s)} (p50: {p50}), {_span(p95_s)} (p95: {p95})")
 
 
@@ -261,6 +283,7 @@ class Out:
     n_rows: int  # all of them: what a provider counts as done frees no time
     elapsed_s: float
     n_done: int | None = None  # as the provider counts; it only decides who goes first
+    may_move: bool = True  # False: it waits for something else first, and its rows only count
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +336,7 @@ def spill(
     queued = moved_rows
     enough = pace.rows_per_s * (cancel_s + look_s)
     cancel = []
-    for shard in sorted(out, key=last):
+    for shard in sorted((each for each in out if each.may_move), key=last):
         if queued >= enough:
             break
         cancel.append(shard.shard)

@@ -32,7 +32,7 @@ class Settings:
 
 def settings(env: Mapping[str, str] = os.environ) -> Settings:
     """Settings of an environment. Raises SpecError naming every variable that cannot be understood."""
-    from .spec import parse_usd
+    from .fields import parse_usd
 
     problems: list[Problem] = []
 

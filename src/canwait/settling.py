@@ -142,28 +142,36 @@ class Verdict:
     again: tuple[int, ...]  # ascending
     attempt: int  # of the shard that sends them again
     pause: str | None
+    moved: tuple[int, ...] = ()  # ascending: sent again too, and that is no attempt of theirs
 
 
-def decide(fates: Fates, batch: Batch, *, attempt: int, attempts: int, sending: bool) -> Verdict:
-    """Which lines of an ended shard are sent again, by cause. `sending`: the job may still send at all."""
+_CUT_OFF = frozenset({Outcome.EXPIRED, Outcome.CANCELLED, Outcome.MISSING})
+
+
+def decide(fates: Fates, batch: Batch, *, attempt: int, attempts: int, sending: bool, moving: bool = False) -> Verdict:
+    """Which lines of an ended shard are sent again, by cause. `sending`: the job may still send at all; `moving`: the batch
+    was given up to have its rows answered elsewhere, so those it did not come to are no worse for it."""
     untried = was_never_run(batch)
     pause: str | None = None
     tried = False  # whether sending again is another attempt; after a full queue or an empty account it is the same one
     going: set[Fate] = set()
+    cut_off: set[Fate] = set()
     for code, fate in enumerate(fates.kinds):
         rule = retry(fate.outcome, fate.cause)
         if rule is Retry.NEVER or code not in fates.codes:
             continue
         if rule is Retry.PAUSE and pause is None:
             pause = f"row refused: {fate.detail or fate.cause}"
-        if sending and (rule is Retry.PAUSE or untried or attempt < attempts):
+        if sending and moving and fate.outcome in _CUT_OFF:
+            cut_off.add(fate)
+        elif sending and (rule is Retry.PAUSE or untried or attempt < attempts):
             going.add(fate)
             tried |= rule is Retry.AGAIN and not untried
-    again = fates.lines(going.__contains__)
+    again, moved = fates.lines(going.__contains__), fates.lines(cut_off.__contains__)
     outcomes = bytearray(fates.outcomes())
-    for line in again:
+    for line in (*again, *moved):
         outcomes[line] = Outcome.PENDING
-    return Verdict(bytes(outcomes), tuple(again), attempt + tried, pause)
+    return Verdict(bytes(outcomes), tuple(again), attempt + tried, pause, tuple(moved))
 
 
 def batch_usage_counts(batch: Batch, rows: Usage) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from json import JSONDecodeError
 from pathlib import Path
@@ -34,9 +34,23 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from . import types
 from .addresses import fault_of, kind_of, local_path, shown
 from .channels import fault_of as target_fault
-from .checks import function_of, rule_fault
+from .checks import OURS, function_of, judge_prompt, rule_fault
 from .document import Document, Fault, Unreadable, document_of, read_document, read_text
 from .errors import Problem, SpecError
+from .fields import (
+    Count,
+    Duration,
+    Format,
+    Line,
+    Percent,
+    Query,
+    Section,
+    Usd,
+    as_found,
+    in_short,
+    is_number,
+    parse_model,
+)
 from .gate import needed
 from .importing import imported
 from .notices import KINDS
@@ -45,7 +59,6 @@ from .structured import structured_output
 from .types import Endpoint
 
 SCHEMA_ID = "urn:canwait:schema:job:1"
-LOCAL_MODEL = "smollm2-135m-instruct"
 
 
 def load_job(path: Path, text: str | None = None, *, output: type[BaseModel] | None = None) -> types.Job:
@@ -85,64 +98,6 @@ def job_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID, **schema}
 
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-
-
-def parse_duration(value: object) -> int:
-    """`"24h"` -> seconds; the units are s, m, h, d and w. Raises ValueError."""
-    if match := isinstance(value, str) and re.fullmatch(r"([0-9]{1,9}) ?([smhdw])", value):
-        seconds = int(match[1]) * _SECONDS[match[2]]
-        if not 0 < seconds <= 3650 * 86_400:
-            raise ValueError(f"found {value}; expected more than nothing and at most 3650d")
-        return seconds
-    if _is_number(value):
-        raise ValueError(f"found the bare number {value}; a duration states its unit: {value}h, {value}m or {value}d")
-    raise ValueError(f"found {_found(value)}; expected a duration like 24h, 90m or 2d")
-
-
-def parse_percent(value: object) -> Decimal:
-    """`"10%"` -> 0.1. Raises ValueError."""
-    if match := isinstance(value, str) and re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%", value):
-        share = Decimal(match[1]) / 100
-        if share > 1:
-            raise ValueError(f"found {value}; expected at most 100%")
-        return share
-    if _is_number(value):
-        raise ValueError(f"found the bare number {value}; a share states its unit: {value}%")
-    raise ValueError(f"found {_found(value)}; expected a percentage like 10%")
-
-
-def parse_model(value: object) -> tuple[str, str]:
-    """`"openai/NAME"` -> (provider, NAME as on the wire). Well-known names need no prefix. Raises ValueError."""
-    if not isinstance(value, str):
-        raise ValueError(f"found {_found(value)}; expected text")
-    provider, slash, name = value.partition("/")
-    if slash and provider in ("openai", "anthropic", "own", "local"):
-        if not re.fullmatch(r"[!-~]+", name):
-            raise ValueError(f"found '{value}'; expected a model's name after '{provider}/'")
-        return provider, name
-    if value == "local":
-        return "local", LOCAL_MODEL
-    if re.fullmatch(r"(gpt|chatgpt|o[0-9]|text-embedding)[!-.0-~]*", value):
-        return "openai", value
-    if re.fullmatch(r"claude[!-.0-~]*", value):
-        return "anthropic", value
-    raise ValueError(f"found '{value}'; expected openai/NAME, anthropic/NAME, own/NAME or local/NAME")
-
-
-def parse_usd(value: object) -> int:
-    """`40`, `"40.00"` or a Decimal -> micros, exactly. Raises ValueError."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", value):
-        value = Decimal(value)
-    if not isinstance(value, int | Decimal) or isinstance(value, bool):
-        raise ValueError(f"found {_found(value)}; expected US dollars like 40 or 40.00")
-    if not 0 <= value <= 1_000_000_000:
-        raise ValueError(f"found {value}; expected 0 to 1,000,000,000 US dollars")
-    if value % Decimal("0.000001"):
-        raise ValueError(f"found {value}; expected at most 6 decimals: money is counted in millionths of a dollar")
-    return int(value * 1_000_000)
-
-
 def _job(document: Document, output: type[BaseModel] | None) -> types.Job:
     if output is not None and isinstance(document.tree, dict):
         document.tree["output"] = output
@@ -169,45 +124,9 @@ class _Untitled(GenerateJsonSchema):
         return False
 
 
-def _one_line(value: str) -> str:
-    if not value.isprintable() or not value.strip():
-        raise ValueError(f"found {_found(value)}; expected one line of text")
-    return value
-
-
-def _pattern(regex: str) -> Any:
-    return Annotated[str, StringConstraints(pattern=regex)]
-
-
-def _in_short(at_length: Callable[[str], object], schema: Any) -> BeforeValidator:
-    """A field that may be written as one text."""
-    return BeforeValidator(lambda value: at_length(value) if isinstance(value, str) else value, schema)
-
-
-def _some_text(value: str) -> str:
-    if not value.strip():
-        raise ValueError("found empty text; expected a query")
-    return value
-
-
-Query = Annotated[str, Strict(), AfterValidator(_some_text), Field(json_schema_extra={"pattern": r"\S"})]
-Line = Annotated[str, Strict(), AfterValidator(_one_line), Field(json_schema_extra={"minLength": 1})]
-Count = Annotated[int, Strict(), Field(gt=0, lt=2**53)]
-Format = Literal["csv", "tsv", "jsonl", "parquet"]
-Duration = Annotated[int, BeforeValidator(parse_duration, _pattern("^[0-9]{1,9} ?[smhdw]$"))]
-Percent = Annotated[Decimal, BeforeValidator(parse_percent, _pattern(r"^[0-9]{1,3}(\.[0-9]{1,9})? ?%$"))]
-Usd = Annotated[
-    int, BeforeValidator(parse_usd, Annotated[float, Field(ge=0)] | _pattern(r"^[0-9]{1,18}(\.[0-9]{1,18})?$"))
-]
-
-
 def _document(info: ValidationInfo) -> Document:
     assert isinstance(info.context, Document)
     return info.context
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _beside_a_database(name: str, properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,6 +198,10 @@ class BudgetSection(Section):
         return self
 
 
+class JudgeBudget(Section):
+    usd: Usd = Field(description="US dollars, at most 6 decimals")
+
+
 class LoadSection(Section):
     model_config = ConfigDict(
         json_schema_extra=_beside_a_database(
@@ -317,6 +240,15 @@ _PRESETS = {  # methods.md 5.1: the bad rate that is refused, and how surely
 }
 
 
+class JudgeSection(Section):
+    model: Annotated[tuple[str, str], BeforeValidator(parse_model, Line)] = Field(description="as `model` of the job")
+    prompt: Annotated[str, Strict(), AfterValidator(judge_prompt)] = Field(description="shows `input`, `answer`, `key`")
+    max_output_tokens: Count = Field(64, description="the bound of one verdict")
+    budget: JudgeBudget = Field(description="its own limit, below those of the project and the month")
+    tier: types.Tier | None = Field(None, description="what is bought; the provider's own default when left out")
+    rows: Annotated[int, Strict(), Field(ge=100, le=5_000)] = Field(2_000, description="what it looks at, at most")
+
+
 class QualitySection(Section):
     model_config = ConfigDict(
         json_schema_extra={"anyOf": [{"required": [k]} for k in ("refuse_if_bad_rate", "preset")]}
@@ -329,7 +261,8 @@ class QualitySection(Section):
         None, description="results with this share of bad rows are refused, like 10%"
     )
     sure: Percent | None = Field(None, description="how often such results must be caught; 90% when left out")
-    by: Literal["human", "rule"] = Field("human", description="who judges: people a sample, or the rules every row")
+    by: Literal["human", "rule", "judge"] = Field("human", description="who judges: people a sample, rules every row")
+    judge: JudgeSection | None = Field(None, description="the judge model, by: judge; its word opens no gate")
     rows: Annotated[int, Strict(), Field(ge=1, le=10_000)] | None = Field(
         None, description="rows a person is asked to judge at most, of each stratum; 60 when left out"
     )
@@ -348,13 +281,6 @@ class QualitySection(Section):
             raise ValueError(f"found {share:%}; expected more than 0% and less than 100%")
         return share
 
-    @field_validator("by", mode="before")
-    @classmethod
-    def _not_a_model(cls, by: object) -> object:
-        if by == "judge":
-            raise ValueError("found 'judge'; a model's word lets nothing through: say human, or rule with `rules`")
-        return by
-
     @model_validator(mode="after")
     def _holds_together(self) -> QualitySection:
         if self.refuse_if_bad_rate is None and self.preset is None:
@@ -367,6 +293,10 @@ class QualitySection(Section):
             raise ValueError("nothing judges: by: rule needs `rules`")
         if self.by == "rule" and (self.rows or self.strata or self.preset):
             raise ValueError("rules judge every row; leave rows, strata and preset out, or say by: human")
+        if (self.by == "judge") != (self.judge is not None):
+            raise ValueError("by: judge and `judge` go together: who chooses the rows that people look at")
+        if self.judge and (self.strata or self.preset or (self.rows or 0) > 500):
+            raise ValueError("a judge model's word is the stratum; leave strata, preset and rows over 500 out")
         if self.on_refuse == "load_accepted_strata" and not self.strata:
             raise ValueError("there are no strata to accept; expected `strata`")
         gate = self.to_quality()
@@ -379,14 +309,42 @@ class QualitySection(Section):
         rate, sure = _PRESETS[self.preset] if self.preset else (None, Decimal("0.90"))
         refused = self.refuse_if_bad_rate or rate
         assert refused is not None
+        j = self.judge
+        judge = types.JudgeModel(*j.model, j.prompt, j.max_output_tokens, j.budget.usd, j.tier, j.rows) if j else None
         return types.Quality(
-            refused, self.sure or sure, self.by, self.rows, self.preset, self.strata, self.on_refuse, tuple(self.rules)
-        )
+            refused, self.sure or sure, self.by, self.rows, self.preset, self.strata, self.on_refuse,
+            tuple(self.rules), judge,
+        )  # fmt: skip
 
 
 class FreshnessSection(Section):
     max_age: Duration = Field(description="how old an answer may be, counted from its input, like 24h")
     on_stale: Literal["serve", "block", "live"] = Field("block", description="what a reader gets past it")
+
+
+class FallbackSection(Section):
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": [k]} for k in ("rescue", "at_deadline")]})
+
+    rescue: Literal["standard", "flex"] | None = Field(
+        None, description="the tier that what would be late is moved to, before the deadline"
+    )
+    rows_per_s: Annotated[float, BeforeValidator(lambda value: _rate(value), Annotated[float, Field(gt=0)])] | None = (
+        Field(None, description="rows a second that the account's limit allows there; past runs tell it too")
+    )
+    at_deadline: types.AtDeadline | None = Field(
+        None, description="what is done with a job that is not done by then; what is out is waited for when left out"
+    )
+
+    @model_validator(mode="after")
+    def _does_something(self) -> FallbackSection:
+        if self.rescue is None and self.at_deadline is None:
+            raise ValueError("does nothing; expected rescue, a tier, or at_deadline")
+        if self.rescue is None and self.rows_per_s is not None:
+            raise ValueError("rows_per_s is of a rescue; expected `rescue` beside it")
+        return self
+
+    def to_fallback(self) -> types.Fallback:
+        return types.Fallback(types.Tier(self.rescue) if self.rescue else None, self.rows_per_s, self.at_deadline)
 
 
 class NotifySection(Section):
@@ -401,7 +359,7 @@ class NotifySection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _in_short(cls, value: object) -> object:
+    def in_short(cls, value: object) -> object:
         return {"to": value} if isinstance(value, str) else value
 
     @field_validator("to")
@@ -449,7 +407,7 @@ class JobFile(Section):
     name: Annotated[str, Strict(), StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = Field(
         description="durable: running the same name again goes on with it"
     )
-    source: Annotated[SourceSection, _in_short(lambda text: {"uri": text}, Line | SourceSection)] = Field(
+    source: Annotated[SourceSection, in_short(lambda text: {"uri": text}, Line | SourceSection)] = Field(
         description="where rows come from"
     )
     key: Line | None = Field(None, validate_default=True, description="the column that names a row, if not source.key")
@@ -460,14 +418,14 @@ class JobFile(Section):
     system: Annotated[str, Strict()] | None = Field(None, description="a system message in front of the prompt")
     prompt: Annotated[
         tuple[MessageSection, ...],
-        _in_short(
+        in_short(
             lambda text: [{"role": "user", "content": text}], str | Annotated[list[MessageSection], Field(min_length=1)]
         ),
     ] = Field(description="a Jinja template over the row, the path of a file that holds one, or a list of messages")
     output: dict[str, Any] | None = Field(
         None, description="JSON Schema of an answer: inline, the path of a .json file, or package.module:PydanticModel"
     )
-    tier: Annotated[tuple[types.Tier, ...], _in_short(lambda text: [text], types.Tier | list[types.Tier])] = Field(
+    tier: Annotated[tuple[types.Tier, ...], in_short(lambda text: [text], types.Tier | list[types.Tier])] = Field(
         (), description="what may be bought, tried in this order"
     )
     deadline: Duration = Field("24h", validate_default=True, description="when answers are needed, like 24h")
@@ -480,7 +438,7 @@ class JobFile(Section):
     shard: ShardSection = ShardSection.model_construct()
     budget: BudgetSection = Field(description="the hard limit: usd, tokens or rows")
     dedupe: Annotated[bool, Strict()] = Field(True, description="equal requests are sent once; false for sampling")
-    load: Annotated[LoadSection | None, _in_short(lambda text: {"to": text}, Line | LoadSection | None)] = Field(
+    load: Annotated[LoadSection | None, in_short(lambda text: {"to": text}, Line | LoadSection | None)] = Field(
         None, description="where accepted rows go"
     )
     quality: QualitySection | None = Field(None, description="the check of a sample before anything is loaded")
@@ -489,8 +447,10 @@ class JobFile(Section):
         None, description="cron: minute hour day month weekday"
     )
     owner: Line | None = Field(None, description="who answers for it")
-    fallback: Line | None = Field(None, description="what callers do without an answer; kept and shown")
-    notify: Annotated[tuple[NotifySection, ...], _in_short(lambda text: [text], Line | list[Line | NotifySection])] = (
+    fallback: Annotated[
+        FallbackSection | None, in_short(lambda text: {"at_deadline": text}, types.AtDeadline | FallbackSection | None)
+    ] = Field(None, description="what is done about rows that are not back in time")
+    notify: Annotated[tuple[NotifySection, ...], in_short(lambda text: [text], Line | list[Line | NotifySection])] = (
         Field((), description="who is told what happens to the job")
     )
 
@@ -600,6 +560,12 @@ class JobFile(Section):
                 did_you_mean(quality.strata, list(fields or ())) or known
             )
             document.faults.append(Fault(("quality", "strata"), why))
+        for name in OURS if quality.rules else ():
+            if name in (fields or ()):
+                ours = "the whole answer" if name == "output" else "the row's key"
+                document.faults.append(
+                    Fault(("quality", "rules"), f"`{name}` is {ours}; call the answer's field otherwise")
+                )
         for number, rule in enumerate(quality.rules):
             if fault := _rule_fault(rule, fields or () if output is None or fields else None, document.base_dir):
                 document.faults.append(Fault(("quality", "rules", number), fault))
@@ -631,7 +597,7 @@ class JobFile(Section):
             freshness=types.Freshness(freshness.max_age, freshness.on_stale) if freshness else None,
             schedule=self.schedule,
             owner=self.owner,
-            fallback=self.fallback,
+            fallback=self.fallback.to_fallback() if self.fallback else None,
             base_dir=base_dir,
             endpoint=self.endpoint,
             notify=tuple(types.Notify(n.to, n.secret, tuple(n.kinds)) for n in self.notify),
@@ -671,9 +637,9 @@ def _read_schema(value: object, base_dir: Path) -> dict[str, Any]:
         except (JSONDecodeError, RecursionError) as error:
             raise ValueError(f"'{path}' is not JSON: {error}") from None
     else:
-        raise ValueError(f"found {_found(value)}; expected {_EXPECTED_IN['output']}")
+        raise ValueError(f"found {as_found(value)}; expected {_EXPECTED_IN['output']}")
     if not isinstance(schema, dict):
-        raise ValueError(f"found {_found(schema)}; expected a JSON Schema, which is a mapping")
+        raise ValueError(f"found {as_found(schema)}; expected a JSON Schema, which is a mapping")
     return schema
 
 
@@ -774,7 +740,7 @@ def _fault(error: ErrorDetails) -> Fault:
         return Fault(loc, f"unknown field{hint}", of_key=True, meant=nearest(word, names))
     if kind == "value_error":
         return Fault(loc, str(context["error"]))
-    found = f"found {_found(error['input'])}"
+    found = f"found {as_found(error['input'])}"
     if kind in ("literal_error", "enum"):
         words = re.findall("'([^']+)'", context["expected"])
         hint = did_you_mean(_ours(str(error["input"]), words), words)
@@ -807,13 +773,17 @@ _EXPECTED_IN: dict[str | int, str] = {
     "output": "a JSON Schema, the path of a .json file, or package.module:PydanticModel",
     "load": "a path or a mapping",
     "notify": "a target or a list of targets",
+    "fallback": "last_publication, load_without, fail or a mapping",
 }
 
 
 def _section(loc: Loc) -> type[Section]:
     """The model of the mapping at `loc`."""
-    kind = JobFile.model_fields[str(loc[0])].annotation if loc else JobFile
-    return next(k for k in (kind, *get_args(kind), JobFile) if isinstance(k, type) and issubclass(k, Section))
+    model: type[Section] = JobFile
+    for name in map(str, loc):
+        kind = model.model_fields[name].annotation if name in model.model_fields else model
+        model = next(k for k in (kind, *get_args(kind), model) if isinstance(k, type) and issubclass(k, Section))
+    return model
 
 
 def _ours(word: str, words: list[str]) -> str:
@@ -827,18 +797,8 @@ _OURS |= {"input": "source", "dataset": "source", "messages": "prompt", "templat
 _OURS |= dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_output_tokens")
 
 
-def _found(value: object) -> str:
-    match value:
-        case None | "":
-            return "nothing" if value is None else "empty text"
-        case str():
-            return f"'{value[:37]}...'" if len(value) > 40 else f"'{value}'"
-        case bool():
-            return str(value).lower()
-        case int() | float() | Decimal():
-            return str(value)[:40]
-    return "a mapping" if isinstance(value, Mapping) else "a list" if isinstance(value, list) else "something else"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+def _rate(value: object) -> float:
+    """Raises ValueError."""
+    if not is_number(value) or not 0 < value <= 1_000_000:  # type: ignore[operator]
+        raise ValueError(f"found {as_found(value)}; expected rows a second, above 0, like 20 or 0.5")
+    return float(value)  # type: ignore[arg-type]

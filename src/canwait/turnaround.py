@@ -175,11 +175,13 @@ class Progress(NamedTuple):
     rose_s: float = 0.0  # after how many seconds it last rose
     longest_s: float = 0.0  # the longest time it stood still before it rose, waiting for the first row included
 
-    def after(self, n_done: int | None, elapsed_s: float) -> Progress:
-        """With one more poll."""
+    def after(self, n_done: int | None, elapsed_s: float, looked_s: float | None = None) -> Progress:
+        """With one more poll. `looked_s`: the poll before; it is known to have stood still until then, and after it nobody
+        looked. None: it was watched all the time."""
         if n_done is None or n_done <= self.n_done:
             return self
-        return Progress(n_done, elapsed_s, max(self.longest_s, elapsed_s - self.rose_s))
+        still_s = (elapsed_s if looked_s is None else max(looked_s, self.rose_s)) - self.rose_s
+        return Progress(n_done, elapsed_s, max(self.longest_s, still_s))
 
     def longest(self, elapsed_s: float, *, ended: bool) -> Seen:
         """The longest gap of a batch that ended then, or still runs: then it may yet become longer."""

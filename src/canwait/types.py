@@ -98,17 +98,6 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """The canonical body a row renders to."""
-
-    key: str  # the row's key, exactly as the source has it
-    body: bytes  # canonical JSON: sorted keys, compact, UTF-8; the bytes hashed are the bytes sent
-    request_key: bytes  # sha256 of body + model + endpoint, 32 bytes
-    tokens: Tokens
-    max_output_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class Usage:
     """Billed tokens. Input includes cached and cache-written tokens; output includes reasoning."""
 
@@ -304,23 +293,49 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeModel:
+    """A model whose word on a row of the sample chooses what people look at; it opens no gate (stratified.py)."""
+
+    provider: str
+    model: str  # as on the wire
+    prompt: str  # a template over `input`, `answer` and `key`
+    max_output_tokens: int
+    micros: int  # its own limit, below those of the project and the month
+    tier: Tier | None = None  # None: the provider's own default
+    rows: int = 2_000  # that it looks at, at most
+
+
+@dataclass(frozen=True, slots=True)
 class Quality:
     """What answers must show before they are loaded (gate.py)."""
 
     refuse_if_bad_rate: Decimal  # 0..1
     sure: Decimal  # 0..1
-    by: Literal["human", "rule"]
+    by: Literal["human", "rule", "judge"]  # judge: people, and a judge model chooses their rows
     rows: int | None = None  # judged at most, of each stratum; None: 60, or as many as it takes to be that sure
     preset: Literal["relaxed", "standard", "strict", "zero"] | None = None
     strata: str | None = None  # a field of the answer; rows of each value are judged for themselves
     on_refuse: Literal["quarantine", "load_accepted_strata"] = "quarantine"
     rules: tuple[str, ...] = ()  # expressions over every answer, or package.module:function
+    judge: JudgeModel | None = None  # where `by` says so
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
     max_age_s: int
     on_stale: Literal["serve", "block", "live"]
+
+
+AtDeadline = Literal["last_publication", "load_without", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """What is done about rows that are not back in time; at least one is stated."""
+
+    rescue: Tier | None = None  # what would be late is moved there, before the deadline
+    rows_per_s: float | None = None  # what the account's limit allows there; None: past runs say it, or nobody
+    at_deadline: AtDeadline | None = None  # None: what is out then is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +371,7 @@ class Job:
     freshness: Freshness | None = None
     schedule: str | None = None
     owner: str | None = None
-    fallback: str | None = None
+    fallback: Fallback | None = None
     base_dir: Path = Path(".")  # relative paths start here
     endpoint: Endpoint = Endpoint.CHAT
     notify: tuple[Notify, ...] = ()
@@ -470,6 +485,7 @@ class Shard:
     plan: str  # digest of the plan whose terms it runs under
     batch: str | None  # JSON: what the provider last said
     cancel_asked: bool
+    moving: bool = False  # what of it is unanswered goes to another tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,6 +515,15 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Rescue:
+    """Where rows are moved that would not be back in time, and what they cost there."""
+
+    adapter: str  # as in `Shard.provider`
+    price: Price
+    rows_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """What a plan's shards run under; kept with the plan, so that a job file edited later changes nothing on its way."""
 
@@ -512,3 +537,11 @@ class Terms:
     key: str  # the key column's name
     dedupe: bool
     quality: Quality | None = None  # the gate before its answers
+    ask: bool = False  # whether a person must be asked, after the canary, unless the job's limit surely covers the rest
+    rescues: tuple[Rescue, ...] = ()  # every one that shards of the plan may be on
+    rescue: str | None = None  # the adapter of the one that stands; None: nothing is moved
+    at_deadline: AtDeadline | None = None
+
+    def price_of(self, adapter: str) -> Price:
+        """What rows cost on the adapter they were sent by."""
+        return next((rescue.price for rescue in self.rescues if rescue.adapter == adapter), self.price)

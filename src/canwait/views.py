@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from itertools import compress
 from typing import Any
@@ -15,7 +18,8 @@ from typing import Any
 from .blobs import Blobs
 from .clock import from_us
 from .db import Row
-from .judging import Verdict, standing
+from .forecast import paid_per_useful
+from .judging import REFUSED_BEFORE, Verdict, quality_of, standing
 from .ledger import Ledger
 from .types import JobState, Outcome, ShardState, Tier
 
@@ -67,6 +71,13 @@ class Figures:
     tier: Tier  # of the latest plan
     gated: bool
     gate: GateView | None  # None: it is not gated, or its sample is not drawn yet
+    given_up: str | None  # what was done when it missed its deadline: types.AtDeadline
+    served: int | None  # the version of the publication that readers go on with, where that was done
+
+    @property
+    def withheld(self) -> bool:
+        """Whether nothing of it is loaded, for it missed its deadline."""
+        return self.given_up in ("last_publication", "fail")
 
     @property
     def finished(self) -> bool:
@@ -87,7 +98,7 @@ def figures(ledger: Ledger, job: str) -> Figures:
     money = ledger.query("job_money", job=job)[0]
     budget = ledger.query("budget", id=f"job:{job}")[0]
     shards = ledger.query("shards", job=job)
-    gated = json.loads(found["terms"]).get("quality") is not None
+    gated = quality_of(ledger, job, row["plan"]) is not None
     gate = _gate(ledger, job) if gated and not rows[Outcome.PENDING] else None
     out = gate.left_out if gate else 0
     failed = rows[Outcome.FAILED] + rows[Outcome.EXPIRED] + rows[Outcome.CANCELLED] + out
@@ -125,7 +136,14 @@ def figures(ledger: Ledger, job: str) -> Figures:
         tier=Tier(plan["tier"]),
         gated=gated,
         gate=gate,
+        given_up=row["given_up"],
+        served=_served(ledger, job) if row["given_up"] == "last_publication" else None,
     )
+
+
+def _served(ledger: Ledger, job: str) -> int | None:
+    found = ledger.query("publication_newest", job=job)
+    return found[0]["version"] if found else None
 
 
 def _gate(ledger: Ledger, job: str) -> GateView | None:
@@ -164,6 +182,126 @@ def _counted(packed_vector: bytes, packed_weights: bytes) -> Sequence[tuple[Outc
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """What the new work of a job's latest plan came to, once all of it has ended and its gate, if any, has decided.
+
+    A share that has no meaning, such as a cost for each of no rows, is None. What readers did with it is not in here.
+    """
+
+    paid_micros: int  # confirmed
+    waste: Mapping[str, int]  # of it, by cause: of lifecycle.CAUSES, `duplicate` for a second batch, `rule` and `gate`
+    paid_twice_micros: int  # of the waste: for rows that were asked again, and then paid once more
+    sent_again: Decimal | None  # of the rows sent, 0..1
+    duplicates: Decimal | None  # of the dataset's rows, 0..1
+    per_accepted_micros: Decimal | None  # paid, for each accepted row
+    paid_attempts: Decimal | None  # billed answers for each useful one
+    paid_attempts_by_failures: Decimal | None  # what its failure rates alone make them (methods.md 1.6)
+
+    @property
+    def wasted_micros(self) -> int:
+        return sum(self.waste.values())
+
+    @property
+    def useful_micros(self) -> int:
+        """Paid for rows that were accepted."""
+        return self.paid_micros - self.wasted_micros
+
+
+def report(ledger: Ledger, job: str) -> Report | None:
+    """None while the job runs, or waits at its gate. Raises NotFound.
+
+    What the gate left out has its share of what usable answers cost: answers are not priced one by one here.
+    """
+    digest, gate = ledger.job(job)["plan"], standing(ledger, job)
+    rows = count_rows(ledger, job, digest)
+    if rows[Outcome.PENDING] or (gate.quality is not None and (gate.lot is None or gate.lot.verdict is None)):
+        return None
+    kept = ledger.query("plan", job=job, digest=digest)[0]
+    plan, attempts = json.loads(kept["body"]), json.loads(kept["terms"])["attempts"]
+    shards = ledger.query("plan_money", job=job, plan=digest)
+    facts = {row["shard"]: json.loads(row["facts"]) for row in ledger.query("settled_facts", job=job, plan=digest)}
+    vectors = {shard["id"]: zlib.decompress(shard["vector"]) for shard in shards if shard["vector"]}
+    answering = [row for row in ledger.query("plan_shards", job=job, plan=digest) if row["shard"] in vectors]
+    n_ok = sum(vector.count(Outcome.OK) for vector in vectors.values())
+    n_ok_rows = sum(n for a in answering for o, n in _counted(a["vector"], a["weights"]) if o is Outcome.OK)
+
+    paid, waste = sum(shard["confirmed_micros"] for shard in shards), _waste(shards, facts)
+    usable, passed = paid - waste.total(), Fraction(1)
+    if gate.lot is not None and gate.lot.n_rows:
+        out = {"rule": gate.lot.n_broken, "gate": gate.lot.n_left_out - gate.lot.n_broken}
+        if gate.lot.verdict is Verdict.REFUSED:
+            out = {"rule": 0, "gate": gate.lot.n_rows}
+        n_out = sum(out.values())
+        passed -= Fraction(n_out, gate.lot.n_rows)
+        lost = usable - usable * passed.numerator // passed.denominator
+        refused = lost * out["gate"] // n_out if n_out else 0
+        waste += Counter(gate=refused, rule=lost - refused)
+    tries = _tries([s for s in shards if s["batch_id"] and s["role"] == "work"], facts, vectors)
+    return Report(
+        paid_micros=paid,
+        waste=dict(waste),
+        paid_twice_micros=sum(shard["twice_micros"] for shard in shards),
+        sent_again=_ratio(tries.again, tries.sent),
+        duplicates=_ratio(plan["n_duplicates"], plan["n_rows"]),
+        per_accepted_micros=_ratio(paid, passed * n_ok_rows),
+        paid_attempts=None if tries.billed is None else _ratio(tries.billed, passed * n_ok),
+        paid_attempts_by_failures=_by_failures(tries, n_ok, sum(map(len, vectors.values())), attempts),
+    )
+
+
+def _waste(shards: Sequence[Row], facts: Mapping[str, Mapping[str, Any]]) -> Counter[str]:
+    """Micros paid for nothing usable, by cause; to each shard's own sum."""
+    waste: Counter[str] = Counter()
+    for shard in shards:
+        wasted = shard["wasted_micros"]
+        if shard["role"] == "duplicate":
+            waste["duplicate"] += wasted
+            continue
+        exact = {cause: Decimal(micros) for cause, micros in facts.get(shard["id"], {}).get("wasted", {}).items()}
+        told = {cause: int(micros) for cause, micros in exact.items()}
+        if exact and wasted - sum(told.values()) <= len(exact):  # what they lack of it was rounded
+            told[max(exact, key=exact.__getitem__)] += wasted - sum(told.values())
+        elif wasted:  # billed, and never came back
+            told["missing"] = told.get("missing", 0) + wasted - sum(told.values())
+        waste.update(told)
+    return waste
+
+
+@dataclass(frozen=True, slots=True)
+class _Tries:
+    """Lines of a plan, counted as often as they were sent."""
+
+    sent: int
+    again: int  # of them: not for the first time
+    billed: int | None  # of them; None: some were settled by a version that did not count
+    answered: int  # of them: with a usable answer
+
+
+def _tries(sent: Sequence[Row], facts: Mapping[str, Mapping[str, Any]], vectors: Mapping[str, bytes]) -> _Tries:
+    by_root: Counter[str] = Counter()
+    for shard in sent:
+        by_root[shard["root"]] += shard["n_lines"]
+    again = sum(max(0, n - len(vectors.get(root, b""))) for root, n in by_root.items())
+    found = [facts.get(shard["id"], {}) for shard in sent]
+    billed = sum(f["n_billed"] for f in found) if all("n_billed" in f for f in found) else None
+    return _Tries(by_root.total(), again, billed, sum(f.get("ok", 0) for f in found))
+
+
+def _by_failures(tries: _Tries, n_ok: int, n_lines: int, attempts: int) -> Decimal | None:
+    failed = tries.sent - tries.answered
+    if tries.billed is None or not n_ok or not tries.sent:
+        return None
+    billed = max(0, tries.billed - tries.answered) / failed if failed else 0.0
+    again, never = tries.again / tries.sent, (n_lines - n_ok) / n_lines
+    return Decimal(f"{paid_per_useful(again, never, min(1.0, billed), attempts):.4f}")
+
+
+def _ratio(n: int, of: int | Fraction) -> Decimal | None:
+    """To six places; None of nothing."""
+    return Decimal(round(Fraction(n) / of * 1_000_000)).scaleb(-6) if of else None
+
+
+@dataclass(frozen=True, slots=True)
 class ShardView:
     """One shard, as `why` tells it."""
 
@@ -180,6 +318,12 @@ class ShardView:
     confirmed_micros: int
     submitted_at: datetime | None
     fate_unknown: bool
+    looked_at: datetime | None  # when its provider last said that it is still out
+    n_done: int | None  # lines that it counted then; hearsay
+
+    @property
+    def is_out(self) -> bool:
+        return self.state is ShardState.SUBMITTED
 
 
 def shards(ledger: Ledger, job: str) -> list[ShardView]:
@@ -203,6 +347,8 @@ def shards(ledger: Ledger, job: str) -> list[ShardView]:
                 confirmed_micros=row["confirmed_micros"],
                 submitted_at=from_us(row["submitted_us"]) if row["submitted_us"] else None,
                 fate_unknown=open_intent,
+                looked_at=from_us(row["looked_us"]) if row["looked_us"] else None,
+                n_done=int(json.loads(row["progress"])[0]) if row["progress"] else None,
             )
         )
     return views
@@ -255,6 +401,7 @@ def causes(ledger: Ledger, blobs: Blobs, job: str) -> dict[str, int]:
                 counts[cause] = counts.get(cause, 0) + 1
     lot = standing(ledger, job).lot
     if lot is not None:
-        out = {"rule": lot.n_broken, "gate": lot.n_left_out - lot.n_broken}
+        by_rule = lot.n_broken - lot.broken.get(REFUSED_BEFORE, 0)
+        out = {"rule": by_rule, "gate": lot.n_left_out - by_rule}
         counts |= {cause: n for cause, n in out.items() if n}
     return counts

@@ -140,7 +140,20 @@ class Slow:
         return f"{seen} ({self.basis}){odds}"
 
 
-State = Blocked | Stuck | AtRisk | Slow
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """It is due, and nobody looks at it: what it did since then is not known."""
+
+    kind: ClassVar[str] = "idle"
+    subject: str
+    since_s: float
+
+    @property
+    def words(self) -> str:
+        return f"idle: nobody has looked at it for {_span(self.since_s)}"
+
+
+State = Blocked | Stuck | AtRisk | Idle | Slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +162,18 @@ class History:
 
     took: Turnaround
     gaps: Survival  # of the longest time each stood still
+    whole: Survival | None = None  # how long those took that ended; None: as `took`
 
     def n_like(self, elapsed_s: float) -> int:
         """Past batches that were out for so long, too: what the odds rest on."""
         return round(self.took.curve.at(elapsed_s) * self.took.curve.n)
+
+    def left_s(self, elapsed_s: float, share: float) -> float | None:
+        """In how many seconds `share` of those that were out for so long were back; None: nothing seen reaches so far."""
+        curve = self.took.curve
+        within = 1 - curve.at(elapsed_s) * (1 - share)
+        found = curve.quantile(within) if curve.at(elapsed_s) else None
+        return None if found is None else max(0.0, found - elapsed_s)
 
 
 def watch(
@@ -165,26 +186,37 @@ def watch(
     deadline: datetime | None,
     latest_start: datetime | None,
     blocked: tuple[str, datetime] | None = None,
+    looked: datetime | None = None,
+    soon_s: float = SOON_S,
 ) -> list[State]:
     """What is to be said of one unfinished batch, the gravest first; nothing while it is on course.
 
     `progress`: what its polls counted, None where the provider counts nothing. `latest_start`: of a redo (schedule.py),
-    None where it cannot be redone. `blocked`: the limit and since when; then it is not called stuck or slow.
+    None where it cannot be redone. `blocked`: the limit and since when; then it is not called stuck or slow. `looked`:
+    when its provider last said that it is out, None: now; of the time since nothing is claimed. `soon_s`: how long before
+    the latest start it is at risk whatever its odds.
     """
-    elapsed_s = (now - submitted).total_seconds()
-    risk = _at_risk(shard, history, elapsed_s, now, deadline, latest_start)
+    looked = looked or now
+    elapsed_s = (looked - submitted).total_seconds()
+    left_s = None if deadline is None else (deadline - looked).total_seconds()
+    odds = history.took.odds(elapsed_s, left_s) if history.took.known and left_s is not None else None
+    risk: list[State] = []
+    if deadline is not None:
+        decide_s = ((latest_start or deadline) - now).total_seconds()
+        if decide_s < soon_s or (odds is not None and odds < EVEN):
+            n_like, basis = history.n_like(elapsed_s), history.took.basis
+            risk.append(AtRisk(shard, elapsed_s, (deadline - now).total_seconds(), decide_s, odds, n_like, basis))
     if blocked:
         limit, since = blocked
         return [Blocked(shard, limit, (now - since).total_seconds()), *risk]
-    found: list[State] = [*_stuck(shard, history, elapsed_s, progress), *risk]
-    return found or _slow(shard, history, elapsed_s, None if deadline is None else (deadline - now).total_seconds())
+    return [*_stuck(shard, history, elapsed_s, progress), *risk] or _slow(shard, history, elapsed_s, odds)
 
 
 def _stuck(shard: str, history: History, elapsed_s: float, progress: Progress | None) -> list[State]:
     counted = progress is not None and history.gaps.n >= FEWEST
     if not (counted or history.took.known):
         return []
-    curve = history.gaps if counted else history.took.curve
+    curve = history.gaps if counted else history.whole or history.took.curve
     limit_s = curve.quantile(STILL)
     still_s = elapsed_s - progress.rose_s if counted and progress else elapsed_s
     if limit_s is None or still_s <= limit_s:
@@ -192,29 +224,10 @@ def _stuck(shard: str, history: History, elapsed_s: float, progress: Progress | 
     return [Stuck(shard, elapsed_s, still_s, limit_s, counted, curve.n, based_on(curve))]
 
 
-def _at_risk(
-    shard: str,
-    history: History,
-    elapsed_s: float,
-    now: datetime,
-    deadline: datetime | None,
-    latest_start: datetime | None,
-) -> list[State]:
-    if deadline is None:
-        return []
-    left_s = (deadline - now).total_seconds()
-    decide_s = ((latest_start or deadline) - now).total_seconds()
-    odds = history.took.odds(elapsed_s, left_s) if history.took.known else None
-    if decide_s >= SOON_S and (odds is None or odds >= EVEN):
-        return []
-    return [AtRisk(shard, elapsed_s, left_s, decide_s, odds, history.n_like(elapsed_s), history.took.basis)]
-
-
-def _slow(shard: str, history: History, elapsed_s: float, left_s: float | None) -> list[State]:
+def _slow(shard: str, history: History, elapsed_s: float, odds: float | None) -> list[State]:
     share_out = history.took.curve.at(elapsed_s)
     if not history.took.known or share_out >= SLOW_OUT:
         return []
-    odds = None if left_s is None else history.took.odds(elapsed_s, left_s)
     return [Slow(shard, elapsed_s, share_out, odds, history.n_like(elapsed_s), history.took.basis)]
 
 

@@ -22,9 +22,9 @@ from typing import Any
 
 from ..document import Document, Fault, Unreadable, read_document, read_text
 from ..errors import Problem, SpecError
+from ..fields import parse_duration
 from ..render import Loc, did_you_mean
 from ..scalars import quoted
-from ..spec import parse_duration
 from ..types import Urgency
 from .findings import Needs, Smaller
 from .verdict import Benchmarked, Decision

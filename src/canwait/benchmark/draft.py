@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from .. import views
 from ..compare import power, rows_needed
 from ..errors import Problem, SpecError
+from ..fields import parse_model
 from ..price import format_usd
 from ..render import did_you_mean
 from ..scalars import quoted
-from ..spec import parse_model
 from ..turnaround import batches_needed
 from ..types import Job, Plan, Tier
 from .plan import Arm, Benchmark, CascadeAim, Gold, Role, answer_fields

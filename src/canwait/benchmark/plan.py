@@ -19,8 +19,9 @@ from pydantic_core import ErrorDetails
 
 from ..document import Document, Fault, Unreadable, read_document
 from ..errors import Problem, SpecError
+from ..fields import Count, Duration, Line, Percent, Section, Usd, parse_model
 from ..render import did_you_mean
-from ..spec import Count, Duration, Line, Percent, Section, Usd, load_job, parse_model
+from ..spec import load_job
 from ..types import BudgetSpec, Job, ShardSpec, Source, Tier, Urgency
 
 if TYPE_CHECKING:

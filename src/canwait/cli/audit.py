@@ -271,7 +271,7 @@ def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
 
 
 def _duration(flag: str, text: str) -> int:
-    from ..spec import parse_duration
+    from ..fields import parse_duration
 
     try:
         return parse_duration(text)

@@ -36,13 +36,13 @@ _EVERY = timedelta(seconds=10)
 
 
 def _percent(ctx: click.Context, parameter: click.Parameter, text: str) -> Decimal:
-    from ..spec import parse_percent
+    from ..fields import parse_percent
 
     return _parsed(parameter, text, parse_percent)
 
 
 def _duration(ctx: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    from ..spec import parse_duration
+    from ..fields import parse_duration
 
     return None if text is None else _parsed(parameter, text, parse_duration)
 

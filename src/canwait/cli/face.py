@@ -94,7 +94,7 @@ def report(error: CanwaitError, *, as_json: bool = False) -> None:
 
 def usd_option(text: str, flag: str) -> int:
     """The micros an option states in USD. Raises SpecError naming the flag."""
-    from ..spec import parse_usd
+    from ..fields import parse_usd
 
     try:
         return parse_usd(text)

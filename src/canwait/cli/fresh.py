@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import getpass
 import json
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import click
 
 from .. import publishing
 from ..errors import NotFound, Problem, SpecError
-from ..freshness import Contract, Stale, span
+from ..freshness import MAX_MISSED_RUNS, Contract, Stale, span
 from ..price import format_usd
 from .face import Face, money, options, printable, table
 from .jobs import _named as named
@@ -21,6 +22,7 @@ from .jobs import opened, simulated
 
 if TYPE_CHECKING:
     from ..client import Client
+    from ..freshness import Publication
 
 
 @click.command()
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     "--on-stale", type=click.Choice(["serve", "block", "refresh"]), help="What it gets past that; block if left out."
 )
 @click.option(
-    "--missed-runs", type=click.IntRange(min=0), help="Failed runs in a row that it must survive; 0 if left out."
+    "--missed-runs",
+    type=click.IntRange(0, MAX_MISSED_RUNS),
+    help="Failed runs in a row that it must survive; 0 if left out.",
 )
 @click.option("--revise", is_flag=True, help="Change what was stated; who did, and when, is kept.")
 @click.option("--withdraw", is_flag=True, help="The reader is gone, and accepts nothing any more.")
@@ -46,6 +50,8 @@ def fresh(
     revise: bool, withdraw: bool, odcs_file: str | None, from_odcs: str | None, sim: bool,
 ) -> None:  # fmt: skip
     """Show who reads what, how old it may be, and how old it is; or say what a reader accepts.
+
+    Of a JOB it shows, too, which publications are kept, and everything its readers ever stated.
 
     Ends with 8 when a contract is broken now.
     """
@@ -75,7 +81,14 @@ def fresh(
             _write_odcs(client, name, Path(odcs_file))
             face.note(f"wrote {odcs_file}")
         found = publishing.standings(client.ledger, client.clock.now(), name)
-        face.show("canwait.fresh/1", {"sets": [_json(s) for s in found]}, _text(found))
+        made = publishing.publications(client.ledger, name) if name else []
+        stated = publishing.contract_history(client.ledger, name) if name else []
+        payload = {
+            "sets": map(_json, found),
+            "publications": map(_made_json, made),
+            "stated": map(_stated_json, stated),
+        }
+        face.show("canwait.fresh/1", {k: list(v) for k, v in payload.items()}, "\n".join(_text(found, made, stated)))
         raise click.exceptions.Exit(8 if any(s.broken for s in found) else 0)
 
 
@@ -114,7 +127,7 @@ def _write_odcs(client: Client, job: str, path: Path) -> None:
     terms = publishing.terms_of(client.ledger, job)
     document = to_odcs(
         job, contracts, id=f"urn:canwait:{client.ledger.id}:{job}", version=version,
-        published=publishing.newest(client.ledger, job) is not None, **terms,
+        published=publishing.newest(client.ledger, job, client.clock.now()) is not None, **terms,
     )  # fmt: skip
     with replacing(path) as file:
         file.write(odcs_text(document).encode())
@@ -129,7 +142,7 @@ def _who() -> str:
 
 
 def _seconds(max_age: str) -> int:
-    from ..spec import parse_duration
+    from ..fields import parse_duration
 
     try:
         return parse_duration(max_age)
@@ -137,19 +150,50 @@ def _seconds(max_age: str) -> int:
         raise SpecError([Problem("--max-age", None, None, None, str(error))]) from error
 
 
-def _text(found: list[publishing.Standing]) -> str:
+def _text(found: list[publishing.Standing], made: list[Publication], stated: list[publishing.Stated]) -> Iterator[str]:
     if not found:
-        return "Nothing is published yet. `canwait run JOB.YAML` does, where the job says `load:`."
+        yield "Nothing is published yet. `canwait run JOB.YAML` does."
+        return
     head = ("SET", "READER", "CONTRACT", "AGE NOW", "p95 AGE READ", "STATE", "NEXT")
-    notes = [f"  {s.job}: {s.cadence.arithmetic}" for s in found if s.cadence is not None and not s.cadence.holds]
-    return "\n".join([table([head, *map(_row, found)]), *(["", "cannot be kept:", *notes] if notes else [])])
+    yield table([head, *map(_row, found)])
+    ended = {s.job: s.publication for s in found if s.publication and s.publication.effective_until}
+    for job, publication in ended.items():
+        yield f"\n{job}: its input is known to have changed at {_when(publication.effective_until)}"
+    if notes := [f"  {s.job}: {s.cadence.arithmetic}" for s in found if s.cadence is not None and not s.cadence.holds]:
+        yield "\n".join(["", "cannot be kept:", *notes])
+    if made:
+        kept = [p.version for p in made if p.kept]
+        gone = f"; the rows of {len(made) - len(kept)} older ones are removed" if len(kept) < len(made) else ""
+        yield f"\nkept: {len(kept)} of {len(made)} publications, the last is version {made[-1].version}{gone}"
+        yield from (f"  version {p.version} is served no more: {printable(p.refused)}" for p in made if p.refused)
+    if stated:
+        yield "\nstated:\n" + table([_said(s) for s in stated])
+
+
+def _said(s: publishing.Stated) -> tuple[str, ...]:
+    arithmetic = s.cadence.arithmetic if s.cadence else ""
+    return (
+        _when(s.at),
+        printable(s.contract.reader),
+        f"{s.said} by {printable(s.who)}",
+        _accepts(s.contract),
+        arithmetic,
+    )
+
+
+def _when(at: datetime | None) -> str:
+    return "-" if at is None else at.strftime("%Y-%m-%d %H:%M")
+
+
+def _accepts(contract: Contract) -> str:
+    missed = f", {contract.missed_runs} missed" if contract.missed_runs else ""
+    return f"<= {span(timedelta(seconds=contract.max_age_s))}, {contract.on_stale}{missed}"
 
 
 def _row(s: publishing.Standing) -> tuple[str, ...]:
-    c = s.contract
-    contract = f"<= {span(timedelta(seconds=c.max_age_s))}, {c.on_stale}" if c else "-"
+    contract = _accepts(s.contract) if s.contract else "-"
     reader = printable(s.reader) if s.reader is not None else "(nobody)"
-    following = "running" if s.refreshing else s.next_at.strftime("%Y-%m-%d %H:%M") if s.next_at else "-"
+    following = "running" if s.refreshing else _when(s.next_at)
     return s.job, reader, contract, _span(s.age), _span(s.p95_age), _standing(s), following
 
 
@@ -176,18 +220,52 @@ def _json(s: publishing.Standing) -> dict[str, Any]:
         "missed_runs": s.contract and s.contract.missed_runs,
         "version": s.publication and s.publication.version,
         "source_as_of": s.publication and s.publication.source_as_of.isoformat(),
+        "effective_until": s.publication and _iso(s.publication.effective_until),
         "gate": s.publication and s.publication.verdict,
         "age_s": seconds(s.age),
         "state": s.state,
         "late_s": seconds(s.late),
         "p95_age_read_s": seconds(s.p95_age),
-        "last_read_at": s.last_read and s.last_read.isoformat(),
+        "last_read_at": _iso(s.last_read),
         "unread_usd": format_usd(s.unread_micros),
         "refreshing": s.refreshing,
-        "next_at": s.next_at and s.next_at.isoformat(),
+        "next_at": _iso(s.next_at),
         "can_be_kept": s.cadence and s.cadence.holds,
         "arithmetic": s.cadence and s.cadence.arithmetic,
     }
+
+
+def _made_json(p: Publication) -> dict[str, Any]:
+    return {
+        "version": p.version,
+        "source_as_of": p.source_as_of.isoformat(),
+        "produced_at": p.produced_at.isoformat(),
+        "effective_until": _iso(p.effective_until),
+        "rows": p.rows,
+        "failed": p.failed,
+        "cost_usd": format_usd(p.cost_micros),
+        "gate": p.verdict,
+        "kept": p.kept,
+        "refused": p.refused,
+    }
+
+
+def _stated_json(s: publishing.Stated) -> dict[str, Any]:
+    return {
+        "reader": s.contract.reader,
+        "said": s.said,
+        "who": s.who,
+        "at": s.at.isoformat(),
+        "max_age_s": s.contract.max_age_s,
+        "on_stale": s.contract.on_stale,
+        "missed_runs": s.contract.missed_runs,
+        "can_be_kept": s.cadence and s.cadence.holds,
+        "arithmetic": s.cadence and s.cadence.arithmetic,
+    }
+
+
+def _iso(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
 
 
 @click.command()
@@ -198,11 +276,13 @@ def _json(s: publishing.Standing) -> dict[str, Any]:
     "--max-age", metavar="AGE", help="The oldest answer accepted, like 24h; else what `fresh` says of the reader."
 )
 @click.option(
-    "--on-stale", type=click.Choice(["serve", "block"]), default="block", show_default=True, help="What to do past it."
+    "--on-stale", type=click.Choice(["serve", "block"]), help="What to do past it; else what `fresh` says, or block."
 )
 @simulated
 @options()
-def read(face: Face, job: str, keys: tuple[str, ...], as_: str, max_age: str | None, on_stale: str, sim: bool) -> None:
+def read(
+    face: Face, job: str, keys: tuple[str, ...], as_: str, max_age: str | None, on_stale: str | None, sim: bool
+) -> None:
     """Print what a job has published, all rows or those of some keys, one JSON object a line.
 
     Ends with 8, having printed nothing, when it is older than the reader accepts.
@@ -231,6 +311,7 @@ def read(face: Face, job: str, keys: tuple[str, ...], as_: str, max_age: str | N
                 "version": hit.version,
                 "gate": hit.gate,
                 "model": hit.model,
+                "effective_until": _iso(hit.effective_until),
             }
             click.echo(json.dumps(value))
         if missing:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import notifying
 from ..errors import AlreadyJudged, GatePending, GateRefused, Problem, SpecError
 from .face import Face, options, printable, report
 from .jobs import opened, simulated
@@ -44,6 +46,9 @@ def inspect(
             _judge(client, at_gate, place, cause)
         if not said and not face.no_input and not face.as_json and at_gate.next is not None:
             _at_the_keyboard(face, client, at_gate)
+        if not face.simulated:
+            name, env = at_gate.lot.job, client.settings.env
+            notifying.after_run(client.ledger, env, client.clock, name, ended=False, blobs=client.blobs)
         face.show("canwait.inspect/1", inspect_json(at_gate), _report(at_gate))
         raise click.exceptions.Exit(_ending(at_gate))
 
@@ -87,6 +92,8 @@ def _ending(at_gate: Inspecting) -> int:
             report(GateRefused(job=at_gate.lot.job, why=at_gate.lot.reason.removeprefix("refused: ")))
             return GateRefused.exit_code
     hint = f"canwait inspect {at_gate.lot.job} at a terminal, or with --accept PLACE and --reject PLACE=CAUSE"
+    if at_gate.lot.awaits_judge:
+        hint = "`canwait run JOB.YAML` has the judge model look, or goes on with it"
     report(
         GatePending(f"Job {at_gate.lot.job} waits to be judged: {at_gate.lot.reason}.", job=at_gate.lot.job, hint=hint)
     )
@@ -124,6 +131,8 @@ def judge_by(at_gate: Inspecting, key: Callable[[], str], say: Callable[[str], N
                     return
         except AlreadyJudged as error:  # by somebody else, at this moment
             say(str(error))
+        if theirs := at_gate.model_word(row.place):
+            say(f"the judge model said {theirs}")
 
 
 def _shown(row: Sampled) -> str:
@@ -140,13 +149,14 @@ def _block(name: str, text: str) -> str:
 
 
 def _head(at_gate: Inspecting) -> Iterator[str]:
-    from ..judging import risk
+    from ..judging import kindness, risk
 
     lot = at_gate.lot
     yield f"INSPECT {lot.job}   {lot.n_rows} rows with an answer"
     for part in lot.parts[:1]:
-        if part.plan.most_rows:
+        if part.plan.most_rows and not lot.awaits_judge:
             yield risk(part)
+            yield kindness(part)
 
 
 def _report(at_gate: Inspecting) -> str:
@@ -160,7 +170,7 @@ def _report(at_gate: Inspecting) -> str:
         lines += [f"  stratum   {printable(p.name)}: {_counted(p, at_gate)}" for p in lot.parts]
     causes = [j.cause or "" for j in at_gate.said.values() if j.cause]
     lines += [f"  {causes.count(cause)} rejected: {cause}" for cause in dict.fromkeys(causes)]
-    if lot.parts and lot.parts[0].plan.most_rows:
+    if at_gate.by_word is None and lot.parts and lot.parts[0].plan.most_rows and not lot.awaits_judge:
         lines += [
             "",
             "  how often rows would be let through, by how many of them are bad:",
@@ -170,7 +180,19 @@ def _report(at_gate: Inspecting) -> str:
         lines += ["", _shown(row)]
     elif lot.verdict and lot.verdict.value == "accepted":
         lines += ["", "  next      canwait load JOB.YAML"]
+    elif lot.verdict:
+        lines += ["", "  next      mend the prompt and run it again, or ask these rows again as they are:"]
+        lines += [f"            canwait run JOB.YAML --only {quote(name)}" for name in rejections(at_gate)]
     return "\n".join(lines)
+
+
+def rejections(at_gate: Inspecting) -> list[str]:
+    """What `run --only` takes of a refused lot."""
+    lot, names = at_gate.lot, ["rejected"]
+    refused = [lot.parts[n] for n in lot.refused(at_gate.words)]
+    names += [f"rejected:{part.name}" for part in refused if part.name]
+    names += [f"rejected:{rule}" for rule, n in lot.broken.items() if n]
+    return [printable(name) for name in names[:10]]
 
 
 def _counted(part: Part, at_gate: Inspecting) -> str:
@@ -193,13 +215,13 @@ def inspect_json(at_gate: Inspecting) -> dict[str, Any]:
                 "judged": judged,
                 "bad": bad,
                 "unsure": unsure,
-                "most": part.plan.most_rows,
+                "most": len(part.places),
                 "decision": part.standing(words)[0].value,
                 "risk": risk(part) if part.plan.most_rows else None,
             }
         )
     sample = []
-    for row in at_gate.sample:
+    for row in at_gate.looked_at:
         said = at_gate.said.get(row.place)
         sample.append(
             {
@@ -211,6 +233,7 @@ def inspect_json(at_gate: Inspecting) -> dict[str, Any]:
                 "word": said.word.value if said else None,
                 "cause": said.cause if said else None,
                 "who": said.who if said else None,
+                "judge_model": at_gate.model_word(row.place),
             }
         )
     return {

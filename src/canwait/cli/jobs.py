@@ -13,12 +13,16 @@ import click
 
 from .. import publishing, views
 from ..errors import BudgetFrozen, GatePending, GateRefused, JobPaused, NotFinished
+from ..holding import CANARY_IS_BACK
+from ..knowing import Looking, known
 from ..price import format_usd
-from ..types import JobState, ShardState
+from ..types import JobState
 from .face import Face, money, options, printable, report, table, usd_option
+from .knowing import diagnosis, diagnosis_json, known_json, listing, now, shard_json
 
 if TYPE_CHECKING:
     from ..client import Client, JobHandle, JobPlan
+    from ..forecast import Outlook
 
 
 @contextmanager
@@ -56,10 +60,16 @@ def plan(face: Face, spec: str, exit_code: bool, sim: bool) -> None:
         value = plan_to_json(planned.value)
         for name in ("shard_ids", "rows_blob"):
             value.pop(name)
-        for name in ("expected", "worst", "standard"):
+        drawn = planned.value.canary
+        value["canary"] = drawn and {"shard": drawn.shard, "n_rows": len(drawn.homes)}
+        for name in ("worst", "standard"):
             micros = getattr(planned.value, f"{name}_micros")
             value[f"{name}_usd"] = None if micros is None else format_usd(micros)
         value["since"] = None if planned.since is None else plain(planned.since)
+        ready = planned.ready
+        value["ready"] = ready and {"p50_s": ready.p50_s, "p95_s": ready.p95_s, "basis": ready.basis}
+        value["late"] = planned.late
+        value |= outlook_json(planned.outlook)
         run = f"canwait run --plan {planned.id}"
         face.show("canwait.plan/1", value, planned.explain().replace(run, f"{run} --sim" if sim else run))
         if planned.value.n_bad_rows:
@@ -72,8 +82,10 @@ def plan(face: Face, spec: str, exit_code: bool, sim: bool) -> None:
 @click.argument("spec", metavar="[JOB.YAML]", required=False)
 @click.option("--plan", "plan_id", metavar="ID", help="Run exactly this plan; refuse if anything has changed.")
 @click.option("--budget", "budget_usd", metavar="USD", help="The job's limit, instead of the job file's.")
+@click.option("--only", metavar="SELECTOR", help="Send rows again: failed, failed:CAUSE, expired, missing, cancelled, "
+              "or what the gate refused: rejected, rejected:STRATUM, rejected:RULE, rejected:CAUSE.")  # fmt: skip
 @click.option(
-    "--only", metavar="SELECTOR", help="Send failed rows again: failed, failed:CAUSE, expired, missing, cancelled."
+    "--past-canary", is_flag=True, help="Go on though the free checks stopped it: its answers are surely bad."
 )
 @click.option("--timeout", metavar="DURATION", help="Stop watching after this long (90s, 6h); the job goes on.")
 @click.option(
@@ -88,6 +100,7 @@ def run(
     plan_id: str | None,
     budget_usd: str | None,
     only: str | None,
+    past_canary: bool,
     timeout: str | None,
     tell: tuple[str, ...],
     sim: bool,
@@ -112,11 +125,14 @@ def run(
 
         with progress(face, client, job.name) as watch:
             figures = job.run(
-                plan=plan_id, approve=lambda p: _approve(face, p), only=only, until=until, watch=watch, tell=tell
-            )
+                plan=plan_id, approve=lambda p: _approve(face, p), only=only, until=until, watch=watch, tell=tell,
+                past_canary=past_canary,
+            )  # fmt: skip
+        if job.gate_kept:
+            face.note(job.gate_kept)
         words = publishing.last_words(client.ledger, job.name)
         published = f"\n  published {words}" if words else ""
-        face.show("canwait.run/1", figures_json(figures), summary(figures) + published)
+        face.show("canwait.run/1", *told(client, figures, published))
         raise click.exceptions.Exit(_ending(figures))
 
 
@@ -131,7 +147,7 @@ def _budgeted(job: JobHandle, budget_usd: str | None) -> JobHandle:
 
 def _duration(text: str) -> int:
     from ..errors import Problem, SpecError
-    from ..spec import parse_duration
+    from ..fields import parse_duration
 
     try:
         return parse_duration(text)
@@ -153,14 +169,18 @@ def _ending(figures: views.Figures) -> int:
     """The exit code of interface.md 2.3, with the reason on stderr where the job is not simply done."""
     if not figures.finished:
         if figures.paused and "is frozen" in figures.paused:
-            hint = "`canwait budget show` says which; look why, then `canwait budget thaw NAME`"
+            hint: str | None = "`canwait budget show` says which; look why, then `canwait budget thaw NAME`"
             error: Any = BudgetFrozen(figures.paused, hint=hint)
         elif figures.paused:
-            error = JobPaused(job=figures.job, why=figures.paused)
+            asked = "what is paid is kept; `on_exceed: trim` in the job file sends as far as the money goes"
+            hint = asked if figures.paused.startswith(CANARY_IS_BACK) else None
+            error = JobPaused(job=figures.job, why=figures.paused, hint=hint)
         else:
             error = NotFinished(job=figures.job)
         report(error)
         return int(error.exit_code)
+    if figures.withheld:
+        return 6 if figures.served is None else 0
     if figures.state is JobState.GATE:
         report(GatePending(job=figures.job))
         return GatePending.exit_code
@@ -170,8 +190,16 @@ def _ending(figures: views.Figures) -> int:
     return 0 if figures.ok == figures.rows else 6
 
 
-def figures_json(f: views.Figures) -> dict[str, Any]:
-    """Figures as JSON: USD are decimal strings with 6 places, times are ISO 8601 UTC."""
+def told(client: Client, f: views.Figures, more: str = "") -> tuple[dict[str, Any], str]:
+    """A job as JSON and in words, `more` behind these."""
+    from ..outlook import outlook
+
+    seen, report = outlook(client.ledger, client.blobs, f.job), views.report(client.ledger, f.job)
+    return figures_json(f, seen, report), summary(f, seen, report) + more
+
+
+def figures_json(f: views.Figures, o: Outlook, report: views.Report | None) -> dict[str, Any]:
+    """A job as JSON: USD are decimal strings with 6 places, times are ISO 8601 UTC."""
     return {
         "job": f.job,
         "plan": f.plan,
@@ -192,7 +220,7 @@ def figures_json(f: views.Figures) -> dict[str, Any]:
         "unknown_usd": format_usd(f.unknown_micros),
         "wasted_usd": format_usd(f.wasted_micros),
         "booked_usd": format_usd(f.booked_micros),
-        "expected_usd": format_usd(f.expected_micros),
+        **outlook_json(o),
         "worst_usd": format_usd(f.worst_micros),
         "budget_usd": None if f.limit_micros is None else format_usd(f.limit_micros),
         "input_tokens": f.input_tokens,
@@ -210,10 +238,40 @@ def figures_json(f: views.Figures) -> dict[str, Any]:
             "rows": f.gate.rows,
             "left_out": f.gate.left_out,
         },
+        "report": report and _report_json(report),
     }
 
 
-def summary(f: views.Figures) -> str:
+def outlook_json(o: Outlook) -> dict[str, Any]:
+    """What new work costs in all, whether it runs already or not."""
+    return {
+        "expected_usd": format_usd(o.expected_micros),
+        "likely_usd": _usd(o.likely_micros),
+        "guaranteed_usd": _usd(o.guaranteed_micros),
+        "cannot_exceed_usd": format_usd(o.cannot_exceed_micros),
+        "basis": o.basis,
+        "cost_notes": o.notes,
+    }
+
+
+def _report_json(r: views.Report) -> dict[str, Any]:
+    rates = ("sent_again", "duplicates", "paid_attempts", "paid_attempts_by_failures")
+    each = None if r.per_accepted_micros is None else r.per_accepted_micros.scaleb(-6)
+    return {
+        "useful_usd": format_usd(r.useful_micros),
+        "wasted_usd": format_usd(r.wasted_micros),
+        "waste_usd": {cause: format_usd(micros) for cause, micros in sorted(r.waste.items())},
+        "paid_twice_usd": format_usd(r.paid_twice_micros),
+        "usd_for_each_accepted": None if each is None else f"{each:f}",
+        **{name: None if (rate := getattr(r, name)) is None else f"{rate:f}" for name in rates},
+    }
+
+
+def _usd(micros: int | None) -> str | None:
+    return None if micros is None else format_usd(micros)
+
+
+def summary(f: views.Figures, o: Outlook, report: views.Report | None) -> str:
     """A job in a few lines."""
     cap = f" of cap {money(f.limit_micros)}" if f.limit_micros is not None else ""
     lines = [
@@ -224,6 +282,10 @@ def summary(f: views.Figures) -> str:
         f"{money(f.unknown_micros)} unknown, {money(f.wasted_micros)} wasted{cap}",
         f"  batches   {f.submissions} submitted   tokens  {f.input_tokens} in, {f.output_tokens} out",
     ]
+    if not f.finished:
+        lines += [f"  cost      {o}", *(f"            {note}" for note in o.notes)]
+    if report:
+        lines += _reported(report)
     if f.gate:
         lines.append(f"  gate      {printable(f.gate.reason)}")
     if f.loaded:
@@ -244,6 +306,21 @@ def summary(f: views.Figures) -> str:
     return "\n".join(lines)
 
 
+def _reported(r: views.Report) -> Iterator[str]:
+    """What a job came to; what has no meaning, such as a share of nothing, is left out."""
+    causes = ", ".join(f"{money(n)} {cause}" for cause, n in sorted(r.waste.items(), key=lambda c: -c[1]) if n)
+    twice = f"; {money(r.paid_twice_micros)} of it for rows paid once more" if r.paid_twice_micros else ""
+    yield f"  came to   {money(r.useful_micros)} useful, {money(r.wasted_micros)} wasted{f': {causes}{twice}' if causes else ''}"
+    rates = ((r.sent_again, "of the rows sent were sent again"), (r.duplicates, "of the dataset are duplicates"))
+    if shown := [f"{rate:.1%} {words}" for rate, words in rates if rate is not None]:
+        yield f"  again     {', '.join(shown)}"
+    if r.per_accepted_micros is not None:
+        each = f"${r.per_accepted_micros.scaleb(-6).normalize():f} for each accepted row"
+        by = f" ({r.paid_attempts_by_failures:.2f} by its failures)" if r.paid_attempts_by_failures is not None else ""
+        paid = "" if r.paid_attempts is None else f", {r.paid_attempts:.2f} answers paid for it{by}"
+        yield f"  each      {each}{paid}"
+
+
 @click.command()
 @click.argument("job", required=False)
 @click.option("--watch", is_flag=True, help="Show it again every two seconds until nothing is open.")
@@ -255,10 +332,15 @@ def status(face: Face, job: str | None, watch: bool, sim: bool) -> None:
         while True:
             names = [_named(job)] if job else views.jobs(client.ledger)
             found = [views.figures(client.ledger, name) for name in names]
+            looking = Looking(client.ledger, client.clock.now(), found[0].job if job else None)
+            known = [looking.known(f) for f in found]
+            value = {"knowing": [known_json(face, k) for k in known]}
             if job:
-                face.show("canwait.status/1", {"jobs": [figures_json(found[0])]}, summary(found[0]))
+                figures, words = told(client, found[0], now(face, found[0], known[0]))
+                face.show("canwait.status/1", {"jobs": [figures], **value}, words)
             else:
-                face.show("canwait.status/1", {"jobs": [figures_json(f) for f in found]}, _listing(found))
+                jobs = [told(client, f)[0] for f in found] if face.as_json else []
+                face.show("canwait.status/1", {"jobs": jobs, **value}, listing(face, found, known))
             if not watch or all(f.finished or f.paused for f in found):
                 return
             time.sleep(2)
@@ -274,23 +356,6 @@ def _named(job: str) -> str:
     return load_job(path).name
 
 
-def _listing(found: list[views.Figures]) -> str:
-    if not found:
-        return "No jobs yet. `canwait init` writes a job file, `canwait demo` shows one running."
-    head = ("STATE", "JOB", "ROWS", "SPENT / CAP", "NOTE")
-    rows = [
-        (
-            f.state.value,
-            f.job,
-            f"{f.ok} / {f.rows}",
-            f"{money(f.confirmed_micros)} / {money(f.limit_micros) if f.limit_micros is not None else '-'}",
-            printable(f.paused or (f.blocked[0] if f.blocked else f.reason)),
-        )
-        for f in found
-    ]
-    return table([head, *rows])
-
-
 @click.command()
 @click.argument("job")
 @simulated
@@ -301,8 +366,11 @@ def why(face: Face, job: str, sim: bool) -> None:
         job = _named(job)
         figures, shards = views.figures(client.ledger, job), views.shards(client.ledger, job)
         causes = views.causes(client.ledger, client.blobs, job)
+        found = known(client.ledger, client.blobs, job, client.clock.now())
+        as_json, words = told(client, figures)
         value = {
-            "job": figures_json(figures),
+            "job": as_json,
+            "knowing": diagnosis_json(face, found),
             "causes": causes,
             "shards": [
                 {
@@ -318,15 +386,16 @@ def why(face: Face, job: str, sim: bool) -> None:
                     "held_usd": format_usd(s.held_micros),
                     "confirmed_usd": format_usd(s.confirmed_micros),
                     "fate_unknown": s.fate_unknown,
+                    **shard_json(s, found.batches),
                 }
                 for s in shards
             ],
         }
-        face.show("canwait.why/1", value, _reasons(figures, shards, causes))
+        reasons = _reasons([words, "", *diagnosis(face, found), ""], shards, causes)
+        face.show("canwait.why/1", value, reasons)
 
 
-def _reasons(figures: views.Figures, shards: list[views.ShardView], causes: dict[str, int]) -> str:
-    lines = [summary(figures), ""]
+def _reasons(lines: list[str], shards: list[views.ShardView], causes: dict[str, int]) -> str:
     rows = [("SHARD", "STATE", "TRY", "ROWS", "MONEY", "NOTE")]
     rows += [
         (
@@ -335,7 +404,8 @@ def _reasons(figures: views.Figures, shards: list[views.ShardView], causes: dict
             str(s.attempt),
             str(s.n_lines),
             money(s.confirmed_micros or s.held_micros),
-            printable(s.blocked or s.provider_says),
+            printable(s.blocked or s.provider_says)
+            + (f", {s.n_done} of {s.n_lines} counted as done" if s.n_done is not None and s.is_out else ""),
         )
         for s in shards
         if s.state.value not in ("settled",) or s.held_micros or s.attempt > 1
@@ -343,17 +413,6 @@ def _reasons(figures: views.Figures, shards: list[views.ShardView], causes: dict
     if len(rows) > 1:
         lines += [table(rows, right=frozenset({2, 3, 4})), ""]
     lines += [f"  {n} rows: {cause}" for cause, n in sorted(causes.items(), key=lambda c: -c[1])]
-    for s in shards:
-        if s.fate_unknown:
-            lines += [
-                f"  {s.id}: whether its batch exists cannot be told yet. Look at the provider, then:",
-                f"    canwait resolve {s.id} --absent   or   canwait resolve {s.id} --batch ID",
-            ]
-        elif s.state is ShardState.SETTLED and s.held_micros:
-            lines += [
-                f"  {s.id}: rows never came back; what they cost is unknown, at most {money(s.held_micros)}. By the invoice:",
-                f"    canwait resolve {s.id} --billed USD",
-            ]
     return "\n".join(lines).rstrip()
 
 
@@ -366,7 +425,7 @@ def cancel(face: Face, job: str, sim: bool) -> None:
     with opened(face, sim) as client:
         figures = client.cancel(_named(job))
         stopping = "\n  batches on their way are being stopped; `canwait run` again collects what they finished"
-        face.show("canwait.run/1", figures_json(figures), summary(figures) + ("" if figures.finished else stopping))
+        face.show("canwait.run/1", *told(client, figures, "" if figures.finished else stopping))
 
 
 @click.command()
@@ -379,7 +438,7 @@ def load(face: Face, spec: str, sim: bool) -> None:
         job = client.job(spec)
         job.load()
         figures = job.figures()
-        face.show("canwait.run/1", figures_json(figures), summary(figures))
+        face.show("canwait.run/1", *told(client, figures))
 
 
 @click.command()

@@ -45,11 +45,11 @@ def notify(face: Face, once: bool, target: str | None, secret: str | None, log: 
             _show(face, [sent], "")
             raise click.exceptions.Exit(0 if sent.state == "arrived" else 1)
         elif once:
-            _show(face, notifying.pass_once(ledger, env, clock), "Nothing to tell.")
+            _show(face, notifying.pass_once(ledger, env, clock, client.blobs), "Nothing to tell.")
         else:
             face.goes_on = "stopped; `canwait notify` goes on where it was"
             while True:
-                if tried := notifying.pass_once(ledger, env, clock):
+                if tried := notifying.pass_once(ledger, env, clock, client.blobs):
                     _show(face, tried, "")
                 clock.sleep(_EVERY_S)
 

@@ -1,9 +1,12 @@
 """Random histories: a job runs against a provider that misbehaves, callers die at any write and around any effect, two of
-them race, leases run out, a person cancels. After each one the books must say what the provider's bill says.
+them race, leases run out, a person cancels, what would be late moves to another tier. After each one the books must say
+what the provider's bill says.
 
     paid twice   a row answered OK was sent again
     lost         a row that was answered is not OK in the ledger, or a row has no end
     over cap     a budget's spent + held passed its limit at any moment
+    unreported   a row was billed twice, and the ledger neither says so nor holds money for it
+    stranded     a row ended unsent for want of money that every budget still has
     bill         what the ledger says is confirmed and unknown does not cover the provider's bill exactly
 """
 
@@ -14,7 +17,8 @@ import random
 import tempfile
 import zlib
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -26,15 +30,18 @@ import pyarrow.parquet as pq
 from .. import landing
 from ..blobs import Blobs
 from ..codec import terms_to_json
-from ..db import connect
+from ..db import Row, connect
 from ..engine import Engine, Pace
 from ..ledger import Ledger, NewShard, OpenPlan
-from ..price import cost_micros, worst_micros
+from ..price import cost_micros, exact_micros, worst_micros
 from ..providers.fake import FakeProvider, Temper
-from ..types import BudgetSpec, MarkClass, Outcome, Price, Shard, ShardState, Terms, Tier
+from ..releasing import LAST_MILE
+from ..types import AtDeadline, BudgetSpec, MarkClass, Outcome, Price, Rescue, Shard, ShardState, Terms, Tier
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 PRICE = Price("fake", "fake-1", Tier.BATCH, Decimal("0.0625"), Decimal("0.25"), None, None, "drill", date(2026, 11, 1))
+ADAPTER = "fake/standard"  # answers row by row, for twice as much
+STANDARD = replace(PRICE, tier=Tier.STANDARD, input=2 * PRICE.input, output=2 * PRICE.output)
 TERMS = Terms("fake", "fake-1", "/v1/chat/completions", Tier.BATCH, PRICE, None, 3, "id", True)
 
 
@@ -63,6 +70,7 @@ class Result:
     n_kills: int = 0
     n_batches: int = 0
     n_rows: int = 0
+    n_moved: int = 0  # shards, to another tier
     violations: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
@@ -71,6 +79,7 @@ class Result:
         self.n_kills += other.n_kills
         self.n_batches += other.n_batches
         self.n_rows += other.n_rows
+        self.n_moved += other.n_moved
         self.violations += other.violations
         self.examples = (self.examples + other.examples)[:10]
 
@@ -107,6 +116,7 @@ class History:
             during_create=self._others_act,
         )
         self.provider.account = f"fake:{seed}"
+        self._second_tier(random.Random(seed + 2))
         self.engines = [self._engine(i) for i in range(self.rng.choice([1, 2]))]
         self.stale: list[Shard] = []
         self.depth = 0
@@ -132,6 +142,25 @@ class History:
         return self.result
 
     # ------------------------------------------------------------------------------------------------------ the world
+
+    def _second_tier(self, rng: random.Random) -> None:
+        """What a job of every other history says of late rows, and the tier that answers row by row."""
+        self.rows_per_s = rng.choice([None, None, 0.01, 1.0])
+        self.ease = rng.choice([1, 10]) if self.rows_per_s else 1  # in half of them a redo has room in the budgets
+        self.at_deadline: AtDeadline | None = rng.choice([None, None, "load_without", "last_publication", "fail"])
+        temper = self.provider.temper
+        if not self.calm:
+            deaf, lost = (rng.choice([0.0, 0.0, 0.5, 0.95]) for _ in range(2))
+            lag_s = rng.choice([60, 600, 3600])
+            self.provider.temper = temper = replace(temper, cancel_lag_s=lag_s, cancel_deaf=deaf, cancel_lost=lost)
+        self.net = FakeProvider(self.clock, rng, MarkClass.IDEMPOTENT, replace(temper, listing_lag_s=0), settle_s=2)
+        self.net.account, self.net.max_rows = f"fake:{self.seed}@disk", rng.choice([2, 500])
+
+    def _adapter(self, name: str) -> FakeProvider:
+        return self.net if name == ADAPTER else self.provider
+
+    def _price(self, adapter: str) -> Price:
+        return STANDARD if adapter == ADAPTER else PRICE
 
     def _temper(self) -> Temper:
         def some(most: float) -> float:
@@ -160,7 +189,7 @@ class History:
         return Engine(
             self.ledger,
             self.blobs,
-            lambda name: self.provider,
+            self._adapter,
             self.clock,
             holder=f"caller-{index}-{self.result.n_kills}",
             pace=Pace(poll_s=30.0, lease_s=10.0, heartbeat=False),
@@ -181,23 +210,31 @@ class History:
 
     def _open(self) -> None:
         rng = random.Random(self.seed + 1)
-        shards = [self._new_shard(i, rng.randint(1, 5)) for i in range(rng.randint(1, 4))]
-        worst = sum(s.worst_micros for s in shards)
+        shards = [self._new_shard(i, rng.randint(1, 8), rng) for i in range(rng.randint(1, 4))]
+        micros = sum(s.worst_micros for s in shards)
         tokens = sum(s.input_bound + s.output_bound for s in shards)
+        most = 3.0
+        if rng.random() < 0.5:  # tight: of what one attempt of every row truly costs, not of its worst case
+            most = 1.5
+            usages = [self.provider.usage(body) for bodies in self.bodies.values() for body in bodies]
+            micros, tokens = cost_micros(usages, PRICE), sum(u.input_tokens + u.output_tokens for u in usages)
+
+        def limit(of: int) -> int:
+            return max(1, int(of * rng.uniform(0.3, most)) * self.ease)
+
         if rng.random() < 0.5:
-            self.ledger.set_budget("month", micros=int(worst * rng.uniform(0.3, 3)), tokens=None, now=self.clock.now())
+            self.ledger.set_budget("month", micros=limit(micros), tokens=None, now=self.clock.now())
         if rng.random() < 0.5:
-            limit = int(tokens * rng.uniform(0.3, 3))
-            self.ledger.set_budget("project:team", micros=None, tokens=limit, now=self.clock.now())
+            self.ledger.set_budget("project:team", micros=None, tokens=limit(tokens), now=self.clock.now())
         weights = [(s.id, array("I", [1] * s.n_lines).tobytes()) for s in shards]
-        budget = BudgetSpec(max(1, int(worst * rng.uniform(0.3, 3))), None, None)
-        deadline = self.clock.now() + timedelta(hours=rng.choice([1, 4, 24]))
+        budget = BudgetSpec(limit(micros), None, None)
+        deadline = self.clock.now() + timedelta(hours=rng.choice([1, 4, 24]) if self.rows_per_s is None else 1)
         self.ledger.open_plan(
             OpenPlan(
                 self.job,
                 "digest",
                 {},
-                terms_to_json(replace(TERMS, attempts=rng.choice([1, 2, 3]))),
+                terms_to_json(self._terms(rng.choice([1, 2, 3]))),
                 "team",
                 budget,
                 deadline,
@@ -208,21 +245,28 @@ class History:
             self.clock.now(),
         )
 
-    def _new_shard(self, index: int, n_lines: int) -> NewShard:
+    def _terms(self, attempts: int) -> Terms:
+        terms = replace(TERMS, attempts=attempts, at_deadline=self.at_deadline)
+        if self.rows_per_s is None:
+            return terms
+        return replace(terms, rescue=ADAPTER, rescues=(Rescue(ADAPTER, STANDARD, self.rows_per_s),))
+
+    def _new_shard(self, index: int, n_lines: int, rng: random.Random) -> NewShard:
+        """The same whenever it is made: a caller that was killed after it opened the plan opens it once more."""
         bodies = [
-            json.dumps({"row": f"{self.seed}-{index}-{line}", "x": "y" * self.rng.randrange(40)}).encode()
+            json.dumps({"row": f"{self.seed}-{index}-{line}", "x": "y" * rng.randrange(40)}).encode()
             for line in range(n_lines)
         ]
         shard = f"s{self.seed}-{index}"
         self.bodies[shard] = bodies
-        bounds = [(len(b), 5) for b in bodies]
+        bounds = [_bound(b) for b in bodies]
         table = pa.table(
             {
                 "line": range(n_lines),
                 "identity": [b[:16].ljust(16) for b in bodies],
                 "input_expected": [len(b) for b in bodies],
-                "input_bound": [len(b) for b in bodies],
-                "output_bound": [5] * n_lines,
+                "input_bound": [i for i, _ in bounds],
+                "output_bound": [o for _, o in bounds],
             },
             schema=landing.MANIFEST,
         )
@@ -261,7 +305,7 @@ class History:
         return True
 
     def _events(self) -> None:
-        if self.rng.random() < 0.003:
+        if self.rng.random() < (0.003 if self.rows_per_s is None else 0.0005):
             self._quietly(lambda: self.ledger.cancel_job(self.job, self.clock.now()))
         if self.stale and self.rng.random() < 0.05:  # a caller that slept through its lease acts on what it remembers
             try:
@@ -287,7 +331,8 @@ class History:
         """A person mends the account; a frozen budget stays frozen, for nobody has looked at it."""
         paused = self.ledger.job(self.job)["paused"]
         if paused and "credit" in paused:
-            self.provider.temper = replace(self.provider.temper, out_of_credit=0.0)
+            for provider in (self.provider, self.net):
+                provider.temper = replace(provider.temper, out_of_credit=0.0)
             self._quietly(lambda: self.ledger.resume_job(self.job, self.clock.now()))
             return True
         return False
@@ -315,17 +360,24 @@ class History:
             self._violation("books", problem)
         rows = self.ledger.query("shards", job=self.job)
         known = {r["batch_id"] for r in rows}
-        self.result.n_batches += len(self.provider.batches)
-        for batch in self.provider.batches.values():
+        batches = {adapter: [*self._adapter(adapter).batches.values()] for adapter in ("fake", ADAPTER)}
+        every = [batch for made in batches.values() for batch in made]
+        self.result.n_batches += len(every)
+        self.result.n_moved += sum(r["moving_us"] is not None for r in rows)
+        for batch in every:
             if batch.id not in known:
                 self._violation("lost", f"batch {batch.id} is not in the ledger")
         paid: Counter[bytes] = Counter()  # answers of every batch there is
         answered: Counter[bytes] = Counter()  # those whose batch is settled
-        bill = 0
-        for batch in self.provider.batches.values():
+        costs: dict[bytes, list[Decimal]] = defaultdict(list)  # of each row, each time that it was billed
+        bill = n_short = 0
+        for adapter, batch in ((adapter, batch) for adapter, made in batches.items() for batch in made):
             ran = self.provider.ran(batch)
-            bill += cost_micros([usage for _, usage in ran], PRICE)
+            bill += cost_micros([usage for _, usage in ran], self._price(adapter))
+            for body, usage in ran:
+                costs[body].append(exact_micros(usage, self._price(adapter)))
             fates = self.provider._fates(batch)
+            n_short += "missing_billed" in fates
             ok = [body for body, fate in zip(batch.bodies, fates, strict=True) if fate == "ok"]
             paid.update(ok)
             if any(r["batch_id"] == batch.id and r["state"] == "settled" for r in rows):
@@ -347,6 +399,38 @@ class History:
         if not confirmed <= bill <= confirmed + held or (not held and confirmed != bill):
             self._violation("bill", f"billed {bill}, confirmed {confirmed}, unknown {held}")
 
+        twice = sum(sum(each) - max(each) for each in costs.values())
+        told = sum(r["twice_micros"] + (r["confirmed_micros"] if r["role"] == "duplicate" else 0) for r in rows)
+        if twice > told + held + n_short:  # each batch that returned less than it billed is rounded once
+            self._violation("unreported", f"{twice} billed for rows a second time; {told} told, {held} unknown")
+        self._check_stranded(rows)
+
+    def _check_stranded(self, shards: Sequence[Row]) -> None:
+        """Where nothing is on its way any more, what is left of some budget cannot hold the row, or is its last mile."""
+        budgets = [b for b in self.ledger.query("budgets") if b["id"] != "month"]
+        for shard in shards:
+            if shard["state"] != ShardState.CANCELLED.value or not shard["results_blob"]:
+                continue
+            ended = pq.read_table(self.blobs.path(shard["results_blob"])).to_pylist()
+            for line in (record["line"] for record in ended if record["cause"] == "budget"):
+                n_input, n_output = bound = _bound(self.bodies[shard["root"]][line])
+                needed = {"micros": worst_micros([bound], self._price(shard["provider"])), "tokens": n_input + n_output}
+                if not any(_is_short(budget, unit, n) for budget in budgets for unit, n in needed.items()):
+                    self._violation("stranded", f"{shard['root']} line {line} fits every budget")
+
     def _violation(self, kind: str, what: str) -> None:
         self.result.violations[kind] += 1
         self.result.examples.append(f"seed {self.seed}: {kind}: {what}")
+
+
+def _bound(body: bytes) -> tuple[int, int]:
+    """The most tokens a row can be billed: (input, output)."""
+    return len(body), 5
+
+
+def _is_short(budget: Row, unit: str, needed: int) -> bool:
+    limit = budget[f"limit_{unit}"]
+    if limit is None:
+        return False
+    left = limit - budget[f"spent_{unit}"] - budget[f"held_{unit}"]
+    return bool(left < needed or left * LAST_MILE < limit)

@@ -42,6 +42,9 @@ class Temper:
     batch_expires: float = 0.0
     states_usage: float = 1.0  # the batch states its own bill
     row_fails: float = 0.0  # each row: error, expired, missing, truncated ...
+    cancel_lag_s: int = 60  # at most
+    cancel_deaf: float = 0.0  # a cancel is answered, and the batch goes on
+    cancel_lost: float = 0.0  # a cancel is not answered; it may have been heard
     repeats: float = 0.0  # a result line comes twice
     strangers: float = 0.0  # a result line of nobody
 
@@ -75,10 +78,11 @@ class FakeProvider:
     name: str = "fake"
     account: str = "fake:account"
     max_enqueued_tokens: int | None = None
+    max_rows: int = 50_000
 
     def limits(self, model: str) -> Limits:
         return Limits(
-            50_000,
+            self.max_rows,
             200_000_000,
             1_000_000,
             self.max_enqueued_tokens,
@@ -166,13 +170,16 @@ class FakeProvider:
         return None
 
     def cancel(self, batch_id: str) -> None:
-        batch = self._batch(batch_id)
-        if self.clock.now() < batch.ends_at and batch.cancelled_at is None:
+        batch, t = self._batch(batch_id), self.temper
+        heard = not (t.cancel_deaf and self._happens(t.cancel_deaf))
+        if heard and self.clock.now() < batch.ends_at and batch.cancelled_at is None:
             batch.cancelled_at = self.clock.now()
-            batch.ends_at = min(batch.ends_at, self.clock.now() + timedelta(seconds=60))
-            cut = self.rng.randrange(len(batch.fates) + 1)
+            batch.ends_at = min(batch.ends_at, self.clock.now() + timedelta(seconds=t.cancel_lag_s))
+            cut = self.rng.randrange(len(batch.fates) + 1)  # rows before it are answered first
             batch.fates = [f if i < cut else "expired" for i, f in enumerate(batch.fates)]
             batch.final = BatchStatus.CANCELLED
+        if t.cancel_lost and self._happens(t.cancel_lost):
+            raise Ambiguous("504")
 
     # ----------------------------------------------------------------------------------------------------- the truth
 

@@ -31,9 +31,6 @@ class Pressure:
         """How many more may be asked now."""
         return 0 if now < self._held_until else max(0, self.limit - n_asking)
 
-    def held_s(self, now: float) -> float:
-        return max(0.0, self._held_until - now)
-
     def taken(self) -> None:
         """A row was answered."""
         self._n_taken += 1

@@ -155,10 +155,6 @@ class Answers:
         self._n_bytes += len(answer)
 
     @property
-    def n_waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
     def due(self) -> bool:
         return len(self._waiting) >= COMMIT_ROWS or (bool(self._waiting) and time.monotonic() - self._since >= COMMIT_S)
 

@@ -302,7 +302,11 @@ class Api:
         return self._polled(shape, lambda: self._openai_batch(self._openai_found(account, batch_id)))
 
     def _cancel_openai(self, shape: Shape, request: Request, account: str, batch_id: str) -> Reply:
-        batch = self._state.cancel(self._openai_found(account, batch_id))
+        batch = self._openai_found(account, batch_id)
+        if self._state.strikes("cancel_deaf"):
+            return self._openai_batch(batch)
+        batch = self._state.cancel(batch)
+        self._may_fail(shape, "cancel_5xx")
         if batch.cancel_us is None:
             phase = batch.phase(self._state.now_us())
             OPENAI.refuse("conflict", f"Cannot cancel a batch with status '{phase}'.")
@@ -381,7 +385,11 @@ class Api:
         return self._download(shape, batch.outcome["results"], "application/x-jsonl")
 
     def _cancel_anthropic(self, shape: Shape, request: Request, account: str, batch_id: str) -> Reply:
-        batch = self._state.cancel(self._anthropic_found(account, batch_id))
+        batch = self._anthropic_found(account, batch_id)
+        if self._state.strikes("cancel_deaf"):
+            return self._anthropic_batch(request, batch)
+        batch = self._state.cancel(batch)
+        self._may_fail(shape, "cancel_5xx")
         if batch.cancel_us is None:
             ANTHROPIC.refuse("invalid", f"Batch {batch_id} has ended and cannot be canceled.")
         return self._anthropic_batch(request, batch)

@@ -90,14 +90,19 @@ class Batch:
         """The row a cancel race loses: the first that ran."""
         return -self.offset % self.n_rows if "cancel_race" in self.traits and self.n_done else None
 
-    def cancelled(self, now_us: int, seed: int, race: bool) -> Batch:
-        """Asked to stop now: it takes up to ten minutes, and the rows that have run stay."""
-        after_us = int((10 + 590 * draw(seed, "cancel", self.seq)) * SECOND)
+    def cancelled(
+        self, now_us: int, seed: int, race: bool, *, lag_us: int | None = None, finishes: bool = False
+    ) -> Batch:
+        """Asked to stop now: it takes `lag_us`, up to ten minutes unless stated, and the rows that have run stay.
+
+        `finishes`: until then rows go on running.
+        """
+        over_us = now_us + (int((10 + 590 * draw(seed, "cancel", self.seq)) * SECOND) if lag_us is None else lag_us)
         return replace(
             self,
-            n_done=self.rows_run(now_us),
+            n_done=self.rows_run(over_us if finishes else now_us),
             cancel_us=now_us,
-            cancelled_us=now_us + after_us,
+            cancelled_us=over_us,
             traits=(*self.traits, "cancel_race") if race else self.traits,
         )
 

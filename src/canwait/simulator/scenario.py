@@ -67,6 +67,9 @@ class Scenario:
     empty_file_ids: Fault = _fault("batch", 'absent file ids are "" instead of null')
     capitalised_status: Fault = _fault("batch", "the status is written with a capital letter")
     cancel_race: Fault = _fault("cancel", "counters go back to 0, and a row that was done is never returned")
+    cancel_deaf: Fault = _fault("cancel", "accepted, and the batch goes on as if nobody had asked")
+    cancel_5xx: Fault = _fault("cancel", "a 500, and the batch is being cancelled all the same")
+    cancel_finishes: Fault = _fault("cancel", "rows go on running until the batch has ended")
     # what becomes of a row; at most one of these, the first that strikes
     row_400: Fault = _fault("row", "error: invalid request; not billed")
     row_429: Fault = _fault("row", "error: rate limit; not billed")
@@ -90,6 +93,7 @@ class Scenario:
     late_release: timedelta = _setting("duration", timedelta(0), "an ended batch holds its enqueued tokens this long")
     retention: timedelta | None = _setting("duration", None, "files and results are gone this long after creation")
     turnaround: timedelta = _setting("duration", timedelta(minutes=30), "median time a batch runs")
+    cancel_lag: timedelta | None = _setting("duration", None, "how long a cancel takes, drawn from 10 s to 10 min")
     retry_after: timedelta = _setting("duration", timedelta(seconds=1), "what Retry-After says")
     hold: timedelta = _setting("duration", timedelta(seconds=90), "real time that `late_create_reply` holds the reply")
     enqueued_limit: int = _setting("number", 0, "input tokens a model may have enqueued; 0: no limit (OpenAI)")

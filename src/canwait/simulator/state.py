@@ -272,7 +272,9 @@ class State:
             batch = self._reload(batch)
             now_us = self.now_us()
             if batch.cancel_us is None and batch.phase(now_us) not in ENDED:
-                batch = batch.cancelled(now_us, self.seed, race=self.strikes("cancel_race"))
+                race, finishes = self.strikes("cancel_race"), self.strikes("cancel_finishes")
+                lag_us = None if self.scenario.cancel_lag is None else us(self.scenario.cancel_lag)
+                batch = batch.cancelled(now_us, self.seed, race, lag_us=lag_us, finishes=finishes)
                 self._update(batch)
         return batch
 
