@@ -134,6 +134,8 @@ def test_what_is_not_there_is_named(office: Desk) -> None:
         (("budget", "book", "nope", "--usd", "1", "--reason", "x"), "nope"),
         (("budget", "set", "job:x", "--usd", "1"), "project:OWNER"),
         (("budget", "set", "month", "--usd", "much"), "--usd"),
+        (("budget", "set", "month", "--usd", "1", "--tell-at", "0.5"), "--tell-at"),
+        (("budget", "set", "month", "--tell-at", "50%"), "--usd"),
         (("run", "job.yaml", "--timeout", "5"), "--timeout"),
         (("run", "job.yaml", "--budget", "-3"), "--budget"),
         (("run", "job.yaml", "--scenario", "nonsense=1"), "nonsense"),

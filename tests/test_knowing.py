@@ -48,6 +48,7 @@ from canwait.types import (
     Terms,
     Tier,
 )
+from canwait.watching import Reached
 from listeners import Kept, mail_server
 from opened import LIMITS, new_shard, settlement
 from simulated import START, Desk, Said, desk, simulated
@@ -510,6 +511,20 @@ def test_what_is_held_rings_where_jobs_share_a_budget(past: Past) -> None:
     past.send("s1")
     (found,) = notifying.findings(past.ledger, past.now)
     assert (found[0], found[1].words) == (None, "project:team: $0.00 of $0.00 (95%) spent or reserved")
+
+
+@pytest.mark.parametrize("budget", ["project:team", "month"])
+def test_it_is_told_at_the_shares_that_were_chosen(past: Past, budget: str) -> None:
+    """Half of a limit is a notice where somebody asked for one there, and four fifths then are none."""
+    half = [Decimal("0.5")]
+    past.ledger.set_budget(budget, micros=210, tokens=None, tell_at=half, now=past.now)
+    past.open("job", new_shard("s0"), new_shard("s1"), micros=200)
+    assert [*notifying.findings(past.ledger, past.now)] == []
+    past.send("s0")
+    past.send("s1")
+    (found,) = notifying.findings(past.ledger, past.now)
+    assert isinstance(found[1], Reached)
+    assert (found[1].budget.partition(":")[0], found[1].share) == (budget.partition(":")[0], half[0])
 
 
 def test_a_run_waits_for_no_target(past: Past) -> None:

@@ -373,23 +373,25 @@ def test_too_many_at_once_slows_down_and_every_row_is_answered(tmp_path: Path) -
     assert 0 < refused < 200
 
 
+@asynccontextmanager
+async def host_that_goes() -> AsyncIterator[Ask]:
+    """The first row finds it gone, and then the second one is refused for now."""
+
+    async def ask(row: Row) -> Told:
+        await asyncio.sleep(0.05 * (1 + row.line))
+        if row.line == 0:
+            raise Stopped(Unreachable("gone"))
+        return Told(answer_line(row, error={"code": "server_error", "message": "busy"}), again=True)
+
+    yield ask
+
+
 @pytest.mark.parametrize("paid", [False, True])
 def test_a_row_refused_while_its_batch_stops_is_not_answered(tmp_path: Path, paid: bool) -> None:
     """A row that may be asked again, told after another row found the host gone, waits like the others."""
-
-    @asynccontextmanager
-    async def open_ask() -> AsyncIterator[Ask]:
-        async def ask(row: Row) -> Told:
-            await asyncio.sleep(0.05 * (1 + row.line))
-            if row.line == 0:
-                raise Stopped(Unreachable("gone"))
-            return Told(answer_line(row, error={"code": "server_error", "message": "busy"}), again=True)
-
-        yield ask
-
     folder = Folder(tmp_path / "spool", TOKEN)
     folder.create(encode_line(f"{TOKEN}-{n}", b"{}", "/v1/chat/completions") for n in range(2))
-    crew = Crew(open_ask, Pressure(start=2, most=2), paid=paid, name="test")
+    crew = Crew(host_that_goes, Pressure(start=2, most=2), paid=paid, name="test")
     crew.start(folder)
     assert isinstance(until(lambda: crew.why_stopped(folder)), Unreachable)
     until(lambda: True if not crew.has(folder) else None)
@@ -403,22 +405,12 @@ def test_a_disk_that_fills_while_a_batch_closes_is_told(tmp_path: Path, monkeypa
     """That rows were not carried out cannot be written down: whoever polls hears it, and when the batch is started again
     those rows count as lost, for their money may be spent."""
 
-    @asynccontextmanager
-    async def open_ask() -> AsyncIterator[Ask]:
-        async def ask(row: Row) -> Told:
-            await asyncio.sleep(0.05 * (1 + row.line))
-            if row.line == 0:
-                raise Stopped(Unreachable("gone"))
-            return Told(answer_line(row, error={"code": "server_error", "message": "busy"}), again=True)
-
-        yield ask
-
     def full(self: Asked, lines: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     folder = Folder(tmp_path / "spool", TOKEN)
     folder.create(encode_line(f"{TOKEN}-{n}", b"{}", "/v1/chat/completions") for n in range(2))
-    crew = Crew(open_ask, Pressure(start=2, most=2), paid=True, name="test")
+    crew = Crew(host_that_goes, Pressure(start=2, most=2), paid=True, name="test")
     with monkeypatch.context() as patch:
         patch.setattr(Asked, "were_not", full)
         crew.start(folder)

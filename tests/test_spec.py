@@ -56,7 +56,7 @@ max_output_tokens: 140
 params: {temperature: 0.25, top_p: 1}
 retry: {attempts: 5}
 shard: {max_rows: 1000, by: language}
-budget: {usd: 40.10, tokens: 9000000, rows: 50000, on_exceed: ask}
+budget: {usd: 40.10, tokens: 9000000, rows: 50000, on_exceed: ask, tell_at: [50%, 99.5%]}
 dedupe: false
 load: {to: out/labels.parquet, mode: append, format: parquet}
 quality: {refuse_if_bad_rate: 2.5%, sure: 95%, by: human, rows: 150, strata: label, on_refuse: load_accepted_strata,
@@ -117,7 +117,7 @@ def test_every_field_becomes_its_noun(folder: Path) -> None:
         prompt=(("system", "You sort messages."), ("user", "Sort:\n{{ body }}\n")),
         max_output_tokens=140,
         urgency=Urgency.NEAR_REAL_TIME,
-        budget=BudgetSpec(40_100_000, 9_000_000, 50_000, "ask"),
+        budget=BudgetSpec(40_100_000, 9_000_000, 50_000, "ask", (Decimal("0.5"), Decimal("0.995"))),
         output_schema={
             "type": "object",
             "properties": {
@@ -623,6 +623,7 @@ def test_awkward_yaml_is_one_problem_at_its_place(folder: Path, line: str, probl
         ({"urgency": "sync"}, "urgency: found 'sync': somebody waits for each answer"),
         ({"urgency": "bach"}, "urgency: found 'bach'; expected 'sync', 'near_real_time' or 'batch'; did you mean"),
         ({"budget": {}}, "budget: limits nothing; expected usd, tokens or rows"),
+        ({"budget": {"rows": 9, "tell_at": ["50%"]}}, "budget: tell_at is of a limit in US dollars; expected usd beside it"),
         ({"budget": {"usd": -1}}, "budget.usd: found -1"),
         ({"budget": {"usd": "1.0000001"}}, "budget.usd: found 1.0000001; expected at most 6 decimals"),
         ({"budget": {"rows": 0}}, "budget.rows: found 0; expected more than 0"),

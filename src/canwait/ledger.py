@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from . import entries, lifecycle
@@ -104,15 +105,18 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------------------- budgets
 
-    def set_budget(self, budget: str, *, micros: int | None, tokens: int | None, now: datetime) -> None:
+    def set_budget(
+        self, budget: str, *, micros: int | None, tokens: int | None, tell_at: Sequence[Decimal] = (), now: datetime
+    ) -> None:
         """Set the limits of `project:NAME`, `month`, `month:2026-11` or `job:NAME`; None: no limit.
 
-        `month` is every month from this one on: also those that have been reserved in already.
+        `month` is every month from this one on: also those that have been reserved in already. `tell_at`: as of BudgetSpec.
         """
+        limits = {"micros": micros, "tokens": tokens, "tell_at": _shares(tell_at)}
         with self.db.transaction("set_budget") as tx:
-            tx.run("budget_limit", id=budget, micros=micros, tokens=tokens)
+            tx.run("budget_limit", id=budget, **limits)
             if budget == "month":
-                tx.run("budget_limit_months", since=f"month:{now:%Y-%m}", micros=micros, tokens=tokens)
+                tx.run("budget_limit_months", since=f"month:{now:%Y-%m}", **limits)
             entries.journal(
                 tx, now, None, None, "budget_set", f"{budget} is limited", budget=budget, micros=micros, tokens=tokens
             )
@@ -157,7 +161,12 @@ class Ledger:
                 return False
             if tx.count("job_resume", name=plan.job):
                 entries.journal(tx, now, plan.job, None, "job_resumed", "a person ran it again")
-            tx.run("budget_limit", id=f"job:{plan.job}", micros=plan.budget.micros, tokens=plan.budget.tokens)
+            limits = {
+                "micros": plan.budget.micros,
+                "tokens": plan.budget.tokens,
+                "tell_at": _shares(plan.budget.tell_at),
+            }
+            tx.run("budget_limit", id=f"job:{plan.job}", **limits)
             tx.run("job_file", name=plan.job, file=plan.file, load=plan.load)
             _chain(tx, plan.job, now)
             if tx.run("plan", job=plan.job, digest=plan.digest):
@@ -673,6 +682,10 @@ class Ledger:
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _shares(tell_at: Sequence[Decimal]) -> str | None:
+    return json.dumps(list(map(str, tell_at))) if tell_at else None
 
 
 def _one(tx: Tx, statement: str, what: str, **params: Any) -> Row:

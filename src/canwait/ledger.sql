@@ -30,18 +30,19 @@ INSERT INTO budget (id) VALUES (:id) ON CONFLICT (id) DO NOTHING;
 
 -- name: budget_ensure_month
 -- A month's budget, with the limits every month gets.
-INSERT INTO budget (id, limit_micros, limit_tokens)
-SELECT :id, (SELECT limit_micros FROM budget WHERE id = 'month'), (SELECT limit_tokens FROM budget WHERE id = 'month')
+INSERT INTO budget (id, limit_micros, limit_tokens, tell_at)
+SELECT :id, (SELECT limit_micros FROM budget WHERE id = 'month'), (SELECT limit_tokens FROM budget WHERE id = 'month'),
+  (SELECT tell_at FROM budget WHERE id = 'month')
 ON CONFLICT (id) DO NOTHING;
 
 -- name: budget_limit
--- Set a budget's limits.
-INSERT INTO budget (id, limit_micros, limit_tokens) VALUES (:id, :micros, :tokens)
-ON CONFLICT (id) DO UPDATE SET limit_micros = excluded.limit_micros, limit_tokens = excluded.limit_tokens;
+-- Set a budget's limits, and of which shares of them somebody is told.
+INSERT INTO budget (id, limit_micros, limit_tokens, tell_at) VALUES (:id, :micros, :tokens, :tell_at)
+ON CONFLICT (id) DO UPDATE SET limit_micros = excluded.limit_micros, limit_tokens = excluded.limit_tokens, tell_at = excluded.tell_at;
 
 -- name: budget_limit_months
 -- Set the limits of this month and of those after it that exist already.
-UPDATE budget SET limit_micros = :micros, limit_tokens = :tokens WHERE id LIKE 'month:%' AND id >= :since;
+UPDATE budget SET limit_micros = :micros, limit_tokens = :tokens, tell_at = :tell_at WHERE id LIKE 'month:%' AND id >= :since;
 
 -- name: budget_reserve
 -- The compare-and-swap that no limit can be passed by: it changes no row unless the money is free.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 
 from .blobs import Blobs
 from .channels import Channel, Message, Undelivered, fault_of
@@ -28,7 +29,7 @@ from .knowing import Looking
 from .ledger import Ledger
 from .notices import ALARMS, ENDS, KINDS, Notice, Standing, from_payload, letter, of_event, of_finding, payload, proof
 from .types import Event, Job, Notify
-from .watching import Finding, Reached, budget_alarms, fresh_alarms, key
+from .watching import SHARES, Finding, Reached, budget_alarms, fresh_alarms, key
 
 EVERYONE = "CANWAIT_NOTIFY"  # whom every job of this environment tells
 MOST_TRIES = 12  # with the waits below: for about two days
@@ -232,6 +233,10 @@ def findings(
     return [*looking.alarms(), *_budgets(ledger, looking, blobs, of)]
 
 
+def _shares(tell_at: str | None) -> Sequence[Decimal]:
+    return tuple(map(Decimal, json.loads(tell_at))) if tell_at else SHARES
+
+
 def _budgets(
     ledger: Ledger, looking: Looking, blobs: Blobs | None, of: str | None
 ) -> Iterator[tuple[str | None, Finding]]:
@@ -247,7 +252,7 @@ def _budgets(
             guaranteed = _guaranteed(ledger, blobs, job, spent) if blobs and job in looking.unfinished else None
             found = budget_alarms(
                 row["id"], row["limit_micros"], spent_micros=spent, held_micros=0 if job else spent + held,
-                guaranteed_micros=guaranteed, standing=before,
+                guaranteed_micros=guaranteed, shares=_shares(row["tell_at"]), standing=before,
             )  # fmt: skip
             yield from (
                 (job, each) for each in found if key(each) in before or not any(_says(other, each) for other in found)

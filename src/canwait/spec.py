@@ -190,11 +190,14 @@ class BudgetSection(Section):
     tokens: Count | None = Field(None, description="input and output tokens together")
     rows: Count | None = Field(None, description="rows that may be sent")
     on_exceed: Literal["refuse", "trim", "ask"] = Field("refuse", description="what becomes of a larger plan")
+    tell_at: tuple[Percent, ...] = Field((), description="shares of usd at which it is told; 80% and 100% if left out")
 
     @model_validator(mode="after")
     def _limits_something(self) -> BudgetSection:
         if self.usd is None and self.tokens is None and self.rows is None:
             raise ValueError("limits nothing; expected usd, tokens or rows")
+        if self.tell_at and self.usd is None:
+            raise ValueError("tell_at is of a limit in US dollars; expected usd beside it")
         return self
 
 
@@ -584,7 +587,7 @@ class JobFile(Section):
             prompt=tuple((message.role, message.content) for message in self.prompt),
             max_output_tokens=self.max_output_tokens or 0,
             urgency=self.urgency,
-            budget=types.BudgetSpec(budget.usd, budget.tokens, budget.rows, budget.on_exceed),
+            budget=types.BudgetSpec(budget.usd, budget.tokens, budget.rows, budget.on_exceed, budget.tell_at),
             output_schema=self.output,
             tiers=self.tier,
             deadline_s=self.deadline,

@@ -274,6 +274,9 @@ class BudgetSpec:
     tokens: int | None
     rows: int | None
     on_exceed: Literal["refuse", "trim", "ask"] = "refuse"
+    tell_at: tuple[
+        Decimal, ...
+    ] = ()  # shares of the limit in USD, 0..1, at which it is told; empty: 80 % and all of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -378,7 +378,7 @@ class BudgetView:
 
 def budgets(ledger: Ledger) -> Iterator[BudgetView]:
     for row in ledger.query("budgets"):
-        yield BudgetView(**dict(row))
+        yield BudgetView(**{name: row[name] for name in BudgetView.__slots__})
 
 
 def jobs(ledger: Ledger) -> list[str]:

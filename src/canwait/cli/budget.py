@@ -8,7 +8,7 @@ import click
 
 from .. import views
 from ..price import format_usd
-from .face import Face, money, options, printable, table, usd_option
+from .face import Face, money, options, percent_option, printable, table, usd_option
 from .jobs import opened, simulated
 
 
@@ -69,17 +69,23 @@ def _json(b: views.BudgetView) -> dict[str, Any]:
 @click.argument("name")
 @click.option("--usd", help="Limit in USD.")
 @click.option("--tokens", type=click.IntRange(min=0), help="Limit in tokens, input and output together.")
+@click.option(
+    "--tell-at", metavar="PERCENT", multiple=True, help="Tell when so much of --usd is used; 80% and 100% if left out."
+)
 @simulated
 @options()
-def set_(face: Face, name: str, usd: str | None, tokens: int | None, sim: bool) -> None:
+def set_(face: Face, name: str, usd: str | None, tokens: int | None, tell_at: tuple[str, ...], sim: bool) -> None:
     """Limit project:OWNER, month or month:YYYY-MM; without --usd and --tokens, lift the limit."""
     import re
 
     if not re.fullmatch(r"project:\S{1,100}|month(:\d{4}-\d{2})?", name):
         raise click.UsageError(f"{name!r} is not a budget to set: expected project:OWNER, month or month:YYYY-MM")
     micros = usd_option(usd, "--usd") if usd is not None else None
+    if tell_at and micros is None:
+        raise click.UsageError("--tell-at is of a limit in US dollars: expected --usd beside it")
+    shares = [percent_option(share, "--tell-at") for share in tell_at]
     with opened(face, sim) as client:
-        client.ledger.set_budget(name, micros=micros, tokens=tokens, now=client.clock.now())
+        client.ledger.set_budget(name, micros=micros, tokens=tokens, tell_at=shares, now=client.clock.now())
         found = next(b for b in views.budgets(client.ledger) if b.id == name)
     face.show(
         "canwait.budget/1",

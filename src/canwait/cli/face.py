@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, ClassVar, TypeVar
 
 import click
@@ -98,6 +99,16 @@ def usd_option(text: str, flag: str) -> int:
 
     try:
         return parse_usd(text)
+    except ValueError as error:
+        raise SpecError([Problem(flag, None, None, None, str(error))]) from error
+
+
+def percent_option(text: str, flag: str) -> Decimal:
+    """The share an option states as a percentage. Raises SpecError naming the flag."""
+    from ..fields import parse_percent
+
+    try:
+        return parse_percent(text)
     except ValueError as error:
         raise SpecError([Problem(flag, None, None, None, str(error))]) from error
 
