@@ -27,10 +27,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from canwait import judging, load, publishing
 from canwait.cli.inspect import judge_by
-from canwait.client import Client, JobHandle, Ok
+from canwait.client import Client, JobHandle
 from canwait.drills.small import scratch_folder
 from canwait.errors import AlreadyJudged, GatePending, GateRefused, NotFound, PlanStale, SpecError
 from canwait.judging import Verdict, Word
+from canwait.outcomes import Ok
 from canwait.simulator.answers import last_user_text
 from canwait.types import Quality
 from gated import client_of, inspection, job, judged, model

@@ -70,6 +70,7 @@ SHELL |= {
     "quoted",
 }
 SHELL |= {"judging", "inspection", "judge", "importing", "holding", "halting", "deadlines", "history", "rescue"}
+SHELL |= {"outcomes", "affording", "parts", "billing"}
 SHELL |= {"publishing", "published", "changes", "loading", "channels", "notifying", "knowing"}
 INSIDE = NOUNS | PURE | SHELL | {"fields", "spec", "engine", "settings"}
 
@@ -169,6 +170,11 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
         "read-only answers; it cannot run anything",
     ),
     "outlook": (NOUNS | PURE | {"db", "ledger", "blobs"}, "what a job will cost, from what its ledger and canary say"),
+    "outcomes": (
+        NOUNS | PURE | {"judging", "inspection", "views"},
+        "rows as Python values; where they come from is for others",
+    ),
+    "affording": (NOUNS | PURE | {"entries", "ledger"}, "limits before a run; only the reservation grants"),
     "quoted": (NOUNS | PURE | {"views", "changes"}, "plans and money as Python values; it reads nothing"),
     "audit": (
         NOUNS | PURE | {"compression", "document", "fields", "sources", "prices"},
@@ -188,9 +194,20 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
         NOUNS | PURE | {"entries", "ledger", "judging"},
         "what a plan is stopped for; stopping to send it is the engine's",
     ),
+    "parts": (
+        NOUNS | PURE | {"blobs", "ledger", "landing", "lines"},
+        "a shard cut in parts, and the shards its lines become",
+    ),
+    "billing": (
+        NOUNS | PURE | {"parts", "landing"},
+        "what a batch is billed by what it says; booking it is the ledger's",
+    ),
     # the loop
     "engine": (
-        NOUNS | PURE | {"ledger", "blobs", "lines", "landing", "providers", "rescue", "holding", "halting", "outlook"},
+        NOUNS
+        | PURE
+        | {"ledger", "blobs", "landing", "parts", "billing", "providers"}
+        | {"rescue", "holding", "halting", "outlook"},
         "advance(shard): any provider, any caller",
     ),
     # faces

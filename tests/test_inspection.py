@@ -16,9 +16,10 @@ import pytest
 from canwait import gate, judging, publishing
 from canwait import inspection as shell
 from canwait.checks import Rules
-from canwait.client import Client, Failed, Ok
+from canwait.client import Client
 from canwait.errors import AlreadyJudged, GatePending, GateRefused, NotFound, SpecError
 from canwait.judging import Verdict, Word
+from canwait.outcomes import Failed, Ok
 from canwait.types import JobState, Quality
 from gated import client_of, inspection, job, judged, model, right
 

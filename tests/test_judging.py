@@ -73,6 +73,17 @@ def test_the_verdict_is_written_with_the_last_word(client: Client, tmp_path: Pat
     assert client.ledger.check() == []
 
 
+def killed_at(where: str, client: Client) -> None:
+    """The process dies there, once."""
+
+    def kill(here: str) -> None:
+        if here == where:
+            client.ledger.db.fault = lambda _: None
+            raise Dead(where)
+
+    client.ledger.db.fault = kill
+
+
 @pytest.mark.parametrize("where", ["before judge", "after judge"])
 def test_a_kill_around_the_deciding_word_loses_nothing(client: Client, tmp_path: Path, where: str) -> None:
     """Whoever dies between word and verdict leaves both or neither: the next one goes on to the same end."""
@@ -83,12 +94,7 @@ def test_a_kill_around_the_deciding_word_loses_nothing(client: Client, tmp_path:
     for place in range(n_rows - 1):
         at_gate.judge(place, Word.GOOD, None, client.clock.now())
 
-    def kill(here: str) -> None:
-        if here == where:
-            client.ledger.db.fault = lambda _: None
-            raise Dead(where)
-
-    client.ledger.db.fault = kill
+    killed_at(where, client)
     with pytest.raises(Dead):
         judging.judge(client.ledger, at_gate.lot.id, n_rows - 1, Word.GOOD, None, "ann", client.clock.now())
     at_gate.look()
@@ -107,12 +113,7 @@ def test_a_kill_around_the_drawing_draws_the_same_lot(client: Client, tmp_path: 
     """A sample that was drawn and not kept is drawn again as it was; nothing is readable meanwhile."""
     handle = job(client, tmp_path)
 
-    def kill(here: str) -> None:
-        if here == where:
-            client.ledger.db.fault = lambda _: None
-            raise Dead(where)
-
-    client.ledger.db.fault = kill
+    killed_at(where, client)
     with pytest.raises(Dead):
         handle.run()
     with pytest.raises(GatePending):

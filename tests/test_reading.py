@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -442,53 +443,43 @@ def test_nothing_built_yet_is_built_by_the_first_reader(books: Shelf) -> None:
     assert [type(outcome) for outcome in told] == [NeverBuilt]
 
 
-def test_a_job_is_run_in_the_background_and_its_publication_is_read(tmp_path: Path) -> None:
-    """With a job file, the first stale read starts the job within its budget; the stale answer is served meanwhile."""
-    with desk(tmp_path) as office:
+@contextmanager
+def refreshed_by(file: str, folder: Path) -> Iterator[tuple[Any, canwait.Client]]:
+    """A reader for whom everything is stale, of a job that has run; it is refreshed by that job file."""
+    with desk(folder) as office:
         office.write(6)
         assert office.run().code == 0
         with changed(office.folder, office.env), canwait.connect() as client:
-            labels = canwait.reader(
-                "labels",
-                as_="me",
-                max_age=timedelta(microseconds=1),
-                on_stale="refresh",
-                refresh="job.yaml",
-                client=client,
-            )
-            hit = labels.get("000001")
-            assert hit is not None
-            assert (hit.stale, hit.version) == (True, 1)
-            (work,) = [t for t in threading.enumerate() if t.name == "refresh labels"]
-            work.join()
-            newest = labels.publication
-            assert newest is not None
-            assert newest.version == 2
-            assert client.ledger.query("refreshing", job="labels", now=0) == []
+            moment = timedelta(microseconds=1)
+            labels = canwait.reader("labels", as_="me", max_age=moment, on_stale="refresh", refresh=file, client=client)
+            yield labels, client
+
+
+def test_a_job_is_run_in_the_background_and_its_publication_is_read(tmp_path: Path) -> None:
+    """With a job file, the first stale read starts the job within its budget; the stale answer is served meanwhile."""
+    with refreshed_by("job.yaml", tmp_path) as (labels, client):
+        hit = labels.get("000001")
+        assert hit is not None
+        assert (hit.stale, hit.version) == (True, 1)
+        (work,) = [t for t in threading.enumerate() if t.name == "refresh labels"]
+        work.join()
+        newest = labels.publication
+        assert newest is not None
+        assert newest.version == 2
+        assert client.ledger.query("refreshing", job="labels", now=0) == []
 
 
 def test_a_job_that_cannot_be_refreshed_is_not_tried_all_the_time(tmp_path: Path) -> None:
     """What went wrong stands in the journal, the lease stays, and readers are served what there is."""
-    with desk(tmp_path) as office:
-        office.write(6)
-        assert office.run().code == 0
-        with changed(office.folder, office.env), canwait.connect() as client:
-            labels = canwait.reader(
-                "labels",
-                as_="me",
-                max_age=timedelta(microseconds=1),
-                on_stale="refresh",
-                refresh="gone.yaml",
-                client=client,
-            )
-            for _ in range(3):
-                hit = labels.get("000001")
-                assert hit is not None
-                assert hit.stale
-                for work in [t for t in threading.enumerate() if t.name == "refresh labels"]:
-                    work.join()
-            failed = [e for e in client.ledger.events(job="labels") if e.kind == "refresh_failed"]
-            assert ["no such job file" in e.reason for e in failed] == [True]
+    with refreshed_by("gone.yaml", tmp_path) as (labels, client):
+        for _ in range(3):
+            hit = labels.get("000001")
+            assert hit is not None
+            assert hit.stale
+            for work in [t for t in threading.enumerate() if t.name == "refresh labels"]:
+                work.join()
+        failed = [e for e in client.ledger.events(job="labels") if e.kind == "refresh_failed"]
+        assert ["no such job file" in e.reason for e in failed] == [True]
 
 
 class Broken(Model):

@@ -16,8 +16,9 @@ from click.testing import CliRunner
 
 from canwait.cli import cli
 from canwait.cli.progress import Pace, duration
-from canwait.client import Client, Failed, JobHandle, Ok, Results, connect
+from canwait.client import Client, JobHandle, connect
 from canwait.errors import NotFound
+from canwait.outcomes import Failed, Ok, Results
 from canwait.simulator import ScaledClock, Scenario, Simulator
 from canwait.spec import job_from_dict
 from canwait.types import JobState, Tier

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors as errors
     from .client import Client as Client
-    from .client import Failed as Failed
     from .client import JobHandle as JobHandle
-    from .client import Ok as Ok
     from .client import connect as connect
     from .client import map as map
+    from .outcomes import Failed as Failed
+    from .outcomes import Ok as Ok
     from .reading import reader as reader
     from .types import Job as Job
     from .types import Plan as Plan
@@ -25,7 +25,8 @@ __version__ = "0.1.0"
 __all__ = ["Client", "Failed", "Job", "JobHandle", "Ok", "Plan", "connect", "errors", "map", "reader"]
 
 _HOME = {  # the module each name lives in
-    **dict.fromkeys(("Client", "Failed", "JobHandle", "Ok", "connect", "map"), "client"),
+    **dict.fromkeys(("Client", "JobHandle", "connect", "map"), "client"),
+    **dict.fromkeys(("Failed", "Ok"), "outcomes"),
     **dict.fromkeys(("Job", "Plan"), "types"),
     "errors": "errors",
     "reader": "reading",

@@ -16,7 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import cache, cached_property, partial
@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import deadlines, halting, holding, judging, notifying, publishing, rescue, resume, views
+from .affording import must_ask
 from .blobs import Blobs
 from .clock import Clock, SystemClock
 from .codec import plan_to_json, terms_to_json
 from .db import Row
 from .db import connect as connect_db
 from .engine import Engine
-from .entries import exceeded
 from .errors import (
     BudgetExceeded,
     GatePending,
@@ -49,6 +49,7 @@ from .errors import (
 )
 from .forecast import Outlook, before
 from .ledger import Ledger, NewShard, OpenPlan
+from .outcomes import Failed, Ok, Results, failed_rows, standing
 from .outlook import outlook
 from .plan import choose, offers_for, once_more
 from .planned import Prepared
@@ -56,7 +57,7 @@ from .quoted import Cost as Cost
 from .quoted import JobPlan as JobPlan
 from .quoted import cost_of
 from .settings import Settings, settings
-from .types import AtDeadline, Endpoint, Job, JobState, Outcome, Plan, Price, Rescue, ShardState, Terms, Tier
+from .types import AtDeadline, Endpoint, Job, Outcome, Plan, Price, Rescue, ShardState, Terms, Tier
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -183,46 +184,6 @@ class Client(AbstractContextManager["Client"]):
         batch = self.engine.provider(held).poll(batch_id)
         claimed = self.ledger.claim_one(shard, self.engine.holder, self.clock.now(), self.settings.pace.lease_s)
         self.ledger.submitted(claimed, batch, self.clock.now(), "a person says this is its batch", self.clock.now())
-
-
-@dataclass(frozen=True, slots=True)
-class Ok:
-    """A row with a usable answer: `value` is the output model, a mapping of the output's fields, or plain text."""
-
-    key: str
-    value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A row without one: `cause` as in lifecycle.CAUSES, `detail` in the provider's words.
-
-    Also one that its gate left out: `cause` is `rule`, and `detail` the rule that the answer breaks, or `gate`.
-    """
-
-    key: str
-    cause: str | None
-    outcome: str
-    detail: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """What a job has by now. While it runs that is a part, and every row in it is final."""
-
-    state: JobState
-    n_rows: int  # of the dataset
-    n_ended: int  # of them: with an answer, or with a cause why not
-    rows: Iterator[Ok | Failed]  # the ended ones in source order; those that ended meanwhile too
-
-    @property
-    def complete(self) -> bool:
-        return self.n_ended == self.n_rows
-
-    @property
-    def share(self) -> float:
-        """Of the rows that have ended, 0 to 1."""
-        return self.n_ended / self.n_rows if self.n_rows else 1.0
 
 
 class JobHandle:
@@ -432,54 +393,23 @@ class JobHandle:
         """
         wanted = plan.id if isinstance(plan, JobPlan) else plan
         c = self.client
-        adapter = self._adapter()
-        provider = c.provider(adapter)
+        provider = c.provider(self._adapter())
         self._read_anew()
         while True:
-            ask, jobs = False, c.ledger.query("job", name=self.name)
+            jobs = c.ledger.query("job", name=self.name)
             began, file = c.clock.now(), self._file_state()
             kept = self._resumed(jobs[0]["plan"], provider, file) if jobs else None
             prepared = Prepared(kept, ()) if kept else self._prepare(provider)
             value = prepared.plan
-            if wanted is not None and value.id != wanted:
-                raise PlanStale(
-                    plan=wanted,
-                    why=f"rows, prompt, model or prices changed; now it is {value.id}",
-                    spec=self._file or self.name,
-                )
-            if value.n_bad_rows:
-                raise _bad_rows(value, self.source.name)
-            if again and not (jobs and jobs[0]["plan"] == value.digest):
-                why = "rows, prompt, model or prices are not those that ran; run the job without --only first"
-                raise PlanStale(plan=value.id, why=why, spec=self._file or self.name)
+            self._is_wanted(value, wanted, jobs[0]["plan"] if jobs else None, again=again)
             self._keep_contracts(value, provider)
-            if value.n_new and not c.ledger.query("plan", job=self.name, digest=value.digest):
-                try:
-                    ask = self._afford(value)
-                except BudgetExceeded as error:
-                    if not c.settings.simulated:
-                        notifying.refused(c.ledger, c.settings.env, c.clock, self.value, str(error))
-                    raise
-                told = partial(JobPlan, value, self.value, self._cost_of(value), None)
-                if approve is not None and not approve(told(*self._in_time(value))):
-                    raise HumanNeeded(f"Plan {value.id} was not approved; nothing was sent.")
-            now = c.clock.now()
+            is_new = value.n_new and not c.ledger.query("plan", job=self.name, digest=value.digest)
+            ask = self._agreed(value, approve) if is_new else False
             trusted = resume.trusted(file, began) if file == self._file_state() else None
-            body = {
-                **plan_to_json(value),
-                "shards": [],
-                "shard_ids": [],
-                "grounds": resume.grounds(self.value, trusted),
-            }
             late = self._fallback(value)
             terms = rescue.stated(replace(self._terms(prepared), ask=ask), *late)
-            opened = OpenPlan(
-                self.name, value.digest, body, terms_to_json(terms), self.value.owner,
-                replace(self.value.budget, micros=self._limit_micros), now + timedelta(seconds=self.value.deadline_s),
-                _new_shards(value, adapter, provider.account, now), prepared.answering,
-                jobs[0]["revision"] if jobs else 0, str(self._file) if self._file else None,
-                self.value.load.to if self.value.load else None,
-            )  # fmt: skip
+            now = c.clock.now()
+            opened = self._opening(prepared, terms, provider, resume.grounds(self.value, trusted), jobs, now)
             judging.put_gate(c.ledger, self.name, value.digest, self.value.quality, now)
             if c.ledger.open_plan(opened, now):
                 rescue.state(c.ledger, self.name, value.digest, *late, now)
@@ -493,6 +423,48 @@ class JobHandle:
                     source=prepared.source, tier=value.tier.value, window_s=self._window_s(provider), now=now,
                 )  # fmt: skip
                 return value
+
+    def _is_wanted(self, plan: Plan, wanted: str | None, latest: str | None, *, again: bool) -> None:
+        """Raises PlanStale for another plan than was asked for, SourceError for one with bad rows."""
+        if wanted is not None and plan.id != wanted:
+            why = f"rows, prompt, model or prices changed; now it is {plan.id}"
+            raise PlanStale(plan=wanted, why=why, spec=self._file or self.name)
+        if plan.n_bad_rows:
+            raise _bad_rows(plan, self.source.name)
+        if again and plan.digest != latest:
+            why = "rows, prompt, model or prices are not those that ran; run the job without --only first"
+            raise PlanStale(plan=plan.id, why=why, spec=self._file or self.name)
+
+    def _agreed(self, plan: Plan, approve: Callable[[JobPlan], bool] | None) -> bool:
+        """Whether a person must be asked after the canary. Raises BudgetExceeded, and HumanNeeded for one who says no."""
+        c = self.client
+        try:
+            ask = must_ask(c.ledger, self.value, plan, self._limit_micros, c.clock.now())
+        except BudgetExceeded as error:
+            if not c.settings.simulated:
+                notifying.refused(c.ledger, c.settings.env, c.clock, self.value, str(error))
+            raise
+        if approve is not None:
+            told = JobPlan(plan, self.value, self._cost_of(plan), None, *self._in_time(plan))
+            if not approve(told):
+                raise HumanNeeded(f"Plan {plan.id} was not approved; nothing was sent.")
+        return ask
+
+    def _opening(
+        self, prepared: Prepared, terms: Terms, provider: Provider, grounds: Mapping[str, Any], jobs: Sequence[Row],
+        now: datetime,
+    ) -> OpenPlan:  # fmt: skip
+        """`jobs`: the job's row as the planner saw it, if there was one."""
+        job, plan = self.value, prepared.plan
+        return OpenPlan(
+            job=self.name, digest=plan.digest,
+            body={**plan_to_json(plan), "shards": [], "shard_ids": [], "grounds": grounds},
+            terms=terms_to_json(terms), owner=job.owner, budget=replace(job.budget, micros=self._limit_micros),
+            deadline=now + timedelta(seconds=job.deadline_s),
+            new=_new_shards(plan, self._adapter(), provider.account, now), answering=prepared.answering,
+            revision=jobs[0]["revision"] if jobs else 0, file=str(self._file) if self._file else None,
+            load=job.load.to if job.load else None,
+        )  # fmt: skip
 
     def _terms(self, prepared: Prepared) -> Terms:
         """What is asked for under a gate stays behind it, whatever the job file says by now."""
@@ -560,47 +532,6 @@ class JobHandle:
         """The job's own limit, or the ceiling of this shell where that is lower."""
         limits = (self.value.budget.micros, self.client.settings.ceiling_micros)
         return min((m for m in limits if m is not None), default=None)
-
-    def _afford(self, plan: Plan) -> bool:
-        """Whether a person must be asked after the canary, of a job that asks. `trim` sends as far as the money goes.
-
-        Raises BudgetExceeded when the plan's worst case cannot be held; HumanNeeded where no canary can go first.
-        """
-        budget, tokens, ask = self.value.budget, plan.input_bound + plan.output_bound, False
-        if budget.rows is not None and plan.n_new > budget.rows:
-            raise BudgetExceeded(
-                f"plan {plan.id} asks for {plan.n_new} rows; the budget allows {budget.rows}", budget=f"job:{self.name}"
-            )
-        if budget.on_exceed == "trim":
-            return False
-        month = f"month:{self.client.clock.now():%Y-%m}"
-        rows = {r["id"]: dict(r) for r in self.client.ledger.query("budgets")}
-        blank = dict.fromkeys(("held_micros", "spent_micros", "held_tokens", "spent_tokens"), 0)
-        template = rows.get("month", {"limit_micros": None, "limit_tokens": None})
-        own = {**rows.get(f"job:{self.name}", {**blank, "frozen": None}), "id": f"job:{self.name}"}
-        own |= {"limit_micros": self._limit_micros, "limit_tokens": budget.tokens}
-        monthly = rows.get(month, {**template, **blank, "id": month, "frozen": None})
-        for row in (own, rows.get(f"project:{self.value.owner}"), monthly):
-            if row is None:
-                continue
-            over = (
-                row["limit_micros"] is not None
-                and row["spent_micros"] + row["held_micros"] + plan.worst_micros > row["limit_micros"]
-            )
-            more = (
-                row["limit_tokens"] is not None
-                and row["spent_tokens"] + row["held_tokens"] + tokens > row["limit_tokens"]
-            )
-            if over or more:
-                error = exceeded(row, f"plan {plan.id} in the worst case", plan.worst_micros, tokens)
-                if row is not own or budget.on_exceed != "ask":
-                    raise error
-                canary = next((s for s in plan.shards if plan.canary and s.id == plan.canary.shard), None)
-                free = row["limit_micros"] - row["spent_micros"] - row["held_micros"] if over else 0
-                if more or canary is None or canary.worst_micros > free:
-                    raise HumanNeeded(str(error), hint="approve a larger limit with `--budget USD`; nothing was sent")
-                ask = True
-        return ask
 
     def _again(self, selector: str, plan: str | JobPlan | None) -> None:
         """Open shards for rows that failed and that a person wants sent again. Raises NotFound when there are none."""
@@ -717,7 +648,7 @@ class JobHandle:
         with self._readable() as rows:
             for key, text in rows.texts():
                 yield Ok(key, self._value(text))
-            yield from _failed(rows)
+            yield from failed_rows(rows)
 
     def _passed(self) -> Lot | None:
         """What the gate has let through; None without one. Raises GatePending, GateRefused."""
@@ -753,7 +684,7 @@ class JobHandle:
         from .inspection import left_out
 
         with left_out(self.client.ledger, self.client.blobs, self.name) as rows:
-            return list(_failed(rows))
+            return list(failed_rows(rows))
 
     def inspect(self, who: str | None = None) -> Inspecting | None:
         """The inspection of what stands at the gate, as `Client.inspect`."""
@@ -784,29 +715,6 @@ class JobHandle:
         for name in names:
             table = table.append_column(name, found[name].take(taken))
         return to_frame_like(self._frame, table)
-
-
-def _failed(rows: Through) -> Iterator[Failed]:
-    for batch in rows.failed():
-        for record in batch.to_pylist():
-            yield Failed(record[rows.columns.key], record["_cause"], record["_outcome"], record["_detail"])
-
-
-def standing(figures: views.Figures, *, cancelled: bool) -> tuple[JobState, str]:
-    """Where a job stands, and why."""
-    words = f"{figures.ok} ok, {figures.failed} failed, {figures.missing} missing of {figures.rows}"
-    if not figures.finished:
-        return JobState.IN_PROGRESS, figures.paused or (figures.blocked[0] if figures.blocked else "shards are open")
-    if cancelled:
-        return JobState.CANCELLED, words
-    if figures.withheld:
-        served = figures.served and f"readers go on with publication {figures.served}"
-        return JobState.EXPIRED, f"{words}; late: {served or 'nothing is loaded'}"
-    if figures.gate is not None and figures.gate.verdict is not judging.Verdict.ACCEPTED:
-        return (JobState.REFUSED if figures.gate.verdict else JobState.GATE), figures.gate.reason
-    if figures.ok == figures.rows:
-        return JobState.COMPLETED, words
-    return (JobState.EXPIRED if figures.ok == 0 and figures.expired else JobState.COMPLETED_WITH_FAILURES), words
 
 
 def map(

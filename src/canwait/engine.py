@@ -6,22 +6,16 @@ in between is answered by asking the provider, never by assuming (design.md 2, 5
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from decimal import ROUND_CEILING, Decimal
-from pathlib import Path
-from typing import cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from . import halting, holding, landing, rescue, settling
+from . import billing, halting, holding, landing, parts, rescue, settling
 from .blobs import Blobs
 from .clock import Clock, from_us
 from .codec import batch_from_json
@@ -44,13 +38,11 @@ from .errors import (
     Unreachable,
 )
 from .ledger import Ledger, NewShard, Settlement
-from .lines import read_lines
 from .outlook import outlook
-from .price import cost_micros, worst_micros
+from .price import worst_micros
 from .providers import Provider
 from .releasing import Part, Stranded, release
 from .schedule import CANCEL_S, LOOK_S
-from .settling import Fate
 from .types import Batch, Intent, MarkClass, Outcome, Price, Shard, ShardFile, ShardState, Terms
 
 S = ShardState
@@ -198,7 +190,7 @@ class Engine:
 
     def _redo(self, shard: Shard, terms: Terms) -> tuple[int, int]:
         """(micros, tokens) that asking all lines of a shard where they are moved to costs at most."""
-        bounds = self._bounds(landing.read_manifest(self.blobs.path(shard.manifest_blob)), range(shard.n_lines))
+        bounds = parts.bounds(parts.manifest_of(self.blobs, shard), range(shard.n_lines))
         adapter, size = self._moves_to(terms)
         n_shards = -(-shard.n_lines // size)  # each is rounded up for itself
         return worst_micros(bounds, terms.price_of(adapter)) + n_shards - 1, sum(i + o for i, o in bounds)
@@ -216,10 +208,9 @@ class Engine:
             return
         if self._held_for_canary(shard, self.provider(shard), now):
             return
-        manifest, terms = landing.read_manifest(self.blobs.path(shard.manifest_blob)), self.ledger.terms(shard)
+        manifest, terms = parts.manifest_of(self.blobs, shard), self.ledger.terms(shard)
         moved = self._moved(shard, manifest, range(shard.n_lines), shard.attempt, terms)
-        why = "moved to another tier before it was sent"
-        self.ledger.dropped(shard, Settlement({}, None, 0, 0, 0, 0, 0, 0, tuple(moved), None, why, {}), now)
+        self.ledger.dropped(shard, parts.into([*moved], "moved to another tier before it was sent"), now)
 
     def _moved(
         self, shard: Shard, manifest: pa.Table, lines: Sequence[int], attempt: int, terms: Terms
@@ -275,8 +266,8 @@ class Engine:
         )
         if not asks_the_same or new == replace(old, source=new.source, as_of=new.as_of):
             return shard
-        manifest = landing.read_manifest(self.blobs.path(shard.manifest_blob))
-        worst = worst_micros(self._bounds(manifest, range(shard.n_lines)), new)
+        manifest = parts.manifest_of(self.blobs, shard)
+        worst = worst_micros(parts.bounds(manifest, range(shard.n_lines)), new)
         return self.ledger.repriced(shard, latest, worst, now)
 
     def _held_for_canary(self, shard: Shard, provider: Provider, now: datetime) -> bool:
@@ -325,24 +316,23 @@ class Engine:
 
     def _release(self, shard: Shard, provider: Provider, refused: str, now: datetime) -> None:
         """PLANNED, and more than the money left can hold: send a part of it, wait for money, or end rows unsent."""
-        manifest, terms = landing.read_manifest(self.blobs.path(shard.manifest_blob)), self.ledger.terms(shard)
+        manifest, terms = parts.manifest_of(self.blobs, shard), self.ledger.terms(shard)
         where = {"account": shard.account, "id": shard.id}
         told_by_size = provider.mark is MarkClass.UNMARKED
         taken = {r["n_lines"] for r in self.ledger.query("open_sizes", **where)} if told_by_size else None
         lines = range(shard.n_lines)
-        bounds, price = self._bounds(manifest, lines), terms.price_of(shard.provider)
+        bounds, price = parts.bounds(manifest, lines), terms.price_of(shard.provider)
         later = self._later(provider, shard)
         match release(bounds, price, self.ledger.rooms(shard, now), taken=taken):
             case Part(n) if n < shard.n_lines:  # its turn comes next: before any other that is due, and before its rest
-                parts = self._in_parts(shard, manifest, terms, [lines[:n], lines[n:]], f"{n} rows fit: {refused}")
-                part, rest = parts.retries
-                retries = replace(part, next_at=shard.next_at), replace(rest, next_at=later)
-                self.ledger.dropped(shard, replace(parts, retries=retries), now)
+                part, rest = self._shards_of(shard, [lines[:n], lines[n:]])
+                shards = replace(part, next_at=shard.next_at), replace(rest, next_at=later)
+                self.ledger.dropped(shard, parts.into(shards, f"{n} rows fit: {refused}"), now)
             case Stranded(ends, why):
                 kept = sorted(set(lines).difference(ends))
-                others = self._in_parts(shard, manifest, terms, [kept] if kept else [], why)
-                ended = self._unsent(shard, Outcome.FAILED, "budget", why, ends)
-                self.ledger.dropped(shard, replace(ended, retries=others.retries), now)
+                others = self._shards_of(shard, [kept] if kept else [])
+                ended = parts.unsent(self.blobs, shard, Outcome.FAILED, "budget", why, ends)
+                self.ledger.dropped(shard, replace(ended, retries=tuple(others)), now)
             case _:
                 self.ledger.wait(shard, later, refused, now)
 
@@ -495,11 +485,50 @@ class Engine:
 
     def _settlement(self, shard: Shard, provider: Provider, batch: Batch) -> Settlement:
         """Read a shard's stored output into results, money and the rows to send again."""
-        terms = self.ledger.terms(shard)
-        price = terms.price_of(shard.provider)
-        manifest = landing.read_manifest(self.blobs.path(shard.manifest_blob))
-        root_lines = _ints(manifest, "line")
+        terms, manifest = self.ledger.terms(shard), parts.manifest_of(self.blobs, shard)
+        price, root_lines = terms.price_of(shard.provider), parts.column(manifest, "line")
         watch = halting.Watch(landing.checker(terms.output_schema), terms)
+        landed, results = self._land(shard, provider, batch, price, watch.check, root_lines)
+        bill = billing.bill(landed, batch, price, manifest)
+
+        work, tally = shard.role == "work", landed.fates.tally()
+        job = self.ledger.job(shard.job)
+        sending = work and not shard.cancel_asked and not self._over(shard, self.clock.now()) and not job["cancelled"]
+        tries = {"attempt": shard.attempt, "attempts": terms.attempts}
+        verdict = settling.decide(landed.fates, batch, **tries, sending=sending, moving=shard.moving)
+        again = sorted((*verdict.again, *verdict.moved))
+        halt = None
+        if terms.quality and sending:
+            halt = halting.halt(self.ledger, shard, terms.quality, tally, watch.n_broken, bill.confirmed)
+        ends = dict(zip(root_lines, map(tuple(Outcome).__getitem__, verdict.outcomes), strict=True))
+        return Settlement(
+            outcomes=ends if work else {},
+            results_blob=results,
+            confirmed_micros=bill.confirmed,
+            wasted_micros=bill.wasted if work else bill.confirmed,
+            unknown_micros=bill.unknown,
+            input_tokens=bill.usage.input_tokens,
+            output_tokens=bill.usage.output_tokens,
+            unknown_tokens=bill.unknown_tokens,
+            retries=tuple(self._retries(shard, manifest, verdict, terms, batch)),
+            pause=verdict.pause if sending else None,
+            reason=f"batch {batch.status.value}",
+            facts={
+                "n_strangers": landed.n_strangers,
+                "n_repeats": landed.n_repeats,
+                **tally,
+                "n_billed": len(landed.fates.lines(lambda fate: fate.billed == "stated")),
+                "wasted": {cause: f"{micros:f}" for cause, micros in landed.exact_wasted.items()},
+            },
+            twice_micros=billing.paid_twice(bill, landed, self.blobs.path(results), root_lines, again),
+            halt=halt,
+        )
+
+    def _land(
+        self, shard: Shard, provider: Provider, batch: Batch, price: Price, check: Callable[[str], str | None],
+        root_lines: Sequence[int],
+    ) -> tuple[landing.Landed, str]:  # fmt: skip
+        """What the stored output says of each line, and the results blob; of lines that it lacks, what that means."""
         with self.blobs.scratch() as folder:
             writer = landing.ResultsWriter(folder / "results.parquet", root_lines)
             landed = landing.land(
@@ -507,7 +536,7 @@ class Engine:
                 self._file(shard, provider),
                 decode=provider.decode,
                 plain=provider.plain,
-                check=watch.check,
+                check=check,
                 price=price,
                 writer=writer,
             )
@@ -516,51 +545,7 @@ class Engine:
                 landed.fates[line] = fate
             writer.fill(absent, fate)
             writer.close()
-            results = self.blobs.adopt(folder / "results.parquet")
-
-        usage, confirmed = landed.usage, _ceil(landed.exact_micros)
-        unknown = landed.fates.lines(lambda fate: fate.billed == "unknown")
-        flat = _flat(price, max(_ints(manifest, "input_bound"), default=0))
-        if batch.usage is not None and flat is not None and settling.batch_usage_counts(batch, usage):
-            confirmed, usage = max(confirmed, cost_micros([batch.usage], flat)), batch.usage
-            unknown = []  # the batch's own bill covers what its rows do not state
-        bounds = self._bounds(manifest, unknown)
-        wasted = min(confirmed, _ceil(landed.exact_wasted_micros) + max(0, confirmed - _ceil(landed.exact_micros)))
-        work = shard.role == "work"
-        job = self.ledger.job(shard.job)
-        sending = work and not shard.cancel_asked and not self._over(shard, self.clock.now()) and not job["cancelled"]
-        tries = {"attempt": shard.attempt, "attempts": terms.attempts}
-        verdict = settling.decide(landed.fates, batch, **tries, sending=sending, moving=shard.moving)
-        again = sorted((*verdict.again, *verdict.moved))
-        twice = _paid_for(self.blobs.path(results), [root_lines[line] for line in again]) if wasted and again else 0
-        if any(landed.fates[line].outcome is Outcome.MISSING for line in again):
-            twice += max(0, confirmed - _ceil(landed.exact_micros))  # billed beyond all that came back
-        return Settlement(
-            outcomes=dict(zip(root_lines, map(tuple(Outcome).__getitem__, verdict.outcomes), strict=True))
-            if work
-            else {},
-            results_blob=results,
-            confirmed_micros=confirmed,
-            wasted_micros=wasted if work else confirmed,
-            unknown_micros=worst_micros(bounds, price) if bounds else 0,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            unknown_tokens=sum(i + o for i, o in bounds),
-            retries=tuple(self._retries(shard, manifest, verdict, terms, batch)),
-            pause=verdict.pause if sending else None,
-            reason=f"batch {batch.status.value}",
-            facts={
-                "n_strangers": landed.n_strangers,
-                "n_repeats": landed.n_repeats,
-                **landed.fates.tally(),
-                "n_billed": len(landed.fates.lines(lambda fate: fate.billed == "stated")),
-                "wasted": {cause: f"{micros:f}" for cause, micros in landed.exact_wasted.items()},
-            },
-            twice_micros=min(twice, wasted),
-            halt=halting.halt(self.ledger, shard, terms.quality, landed.fates.tally(), watch.n_broken, confirmed)
-            if terms.quality and sending
-            else None,
-        )
+            return landed, self.blobs.adopt(folder / "results.parquet")
 
     def _retries(
         self, shard: Shard, manifest: pa.Table, verdict: settling.Verdict, terms: Terms, batch: Batch
@@ -574,12 +559,12 @@ class Engine:
             yield from self._moved(shard, manifest, verdict.again, verdict.attempt, terms)
             return
         untried = verdict.attempt == shard.attempt
-        parts = [list(verdict.again)]
+        lots: list[Sequence[int]] = [verdict.again]
         if settling.was_never_run(batch) and settling.never_fits(shard, batch.error):
-            parts = _halves(parts[0])
-        for n, lines in enumerate(parts):
+            lots = parts.halves(verdict.again)
+        for n, lines in enumerate(lots):
             if lines:
-                why = f"{shard.batch_id or ''}{f' half {n}' if len(parts) > 1 else ''}"
+                why = f"{shard.batch_id or ''}{f' half {n}' if len(lots) > 1 else ''}"
                 new = self.follow_up(shard, manifest, lines, verdict.attempt, terms, why=why)
                 yield replace(new, next_at=self._later(self.provider(shard), shard)) if untried else new
 
@@ -588,59 +573,28 @@ class Engine:
         to: str | None = None,
     ) -> NewShard:  # fmt: skip
         """A new shard that asks for some lines of an older one again; `to`: by another adapter."""
-        requests = self.blobs.put_stream(landing.subset(read_lines(self.blobs.path(shard.requests_blob)), lines))
-        part = manifest.take(pa.array(lines, pa.int64()))
-        with self.blobs.scratch() as folder:
-            pq.write_table(part, folder / "manifest.parquet", compression="zstd", compression_level=1)
-            manifest_blob = self.blobs.adopt(folder / "manifest.parquet")
-        bounds = self._bounds(part, list(range(len(lines))))
-        seed = "\0".join((shard.id, str(attempt), why, requests))
-        return NewShard(
-            id=f"{shard.root[:16]}-{hashlib.sha256(seed.encode()).hexdigest()[:8]}",
-            root=shard.root,
-            attempt=attempt,
-            provider=to or shard.provider,
-            account=self._open(to).account if to else shard.account,
-            n_lines=len(lines),
-            requests_blob=requests,
-            manifest_blob=manifest_blob,
-            input_bound=sum(i for i, _ in bounds),
-            output_bound=sum(o for _, o in bounds),
-            worst_micros=worst_micros(bounds, terms.price_of(to or shard.provider)),
-            next_at=self.clock.now(),
-        )
+        adapter, account = (to, self._open(to).account) if to else (shard.provider, shard.account)
+        return parts.follow_up(
+            self.blobs, shard, manifest, lines, attempt=attempt, adapter=adapter, account=account,
+            price=terms.price_of(adapter), why=why, at=self.clock.now(),
+        )  # fmt: skip
 
     def _all_lines(self, shard: Shard, outcome: Outcome, cause: str, detail: str) -> Settlement:
         """A shard that ended without being sent: every line ends the same way."""
-        return self._unsent(shard, outcome, cause, detail, range(shard.n_lines))
-
-    def _unsent(self, shard: Shard, outcome: Outcome, cause: str, detail: str, lines: Sequence[int]) -> Settlement:
-        """Lines (ascending) of a shard that was not sent end so; nothing was spent."""
-        fate = Fate(outcome, cause, detail, "nothing")
-        root_lines = _ints(landing.read_manifest(self.blobs.path(shard.manifest_blob)), "line")
-        with self.blobs.scratch() as folder:
-            writer = landing.ResultsWriter(folder / "results.parquet", root_lines)
-            writer.fill(lines, fate)
-            writer.close()
-            results = self.blobs.adopt(folder / "results.parquet")
-        ends = {root_lines[line]: outcome for line in lines}
-        return Settlement(ends, results, 0, 0, 0, 0, 0, 0, (), None, detail, {"cause": cause})
+        return parts.unsent(self.blobs, shard, outcome, cause, detail, range(shard.n_lines))
 
     def _halves(self, shard: Shard, reason: str) -> Settlement:
         """A shard that is too large to be sent: two of half its lines."""
-        manifest, terms = landing.read_manifest(self.blobs.path(shard.manifest_blob)), self.ledger.terms(shard)
-        halves = _halves(range(shard.n_lines))
-        return self._in_parts(shard, manifest, terms, halves, f"sent in two halves: {reason}")
+        halves = parts.halves(range(shard.n_lines))
+        return parts.into(self._shards_of(shard, halves), f"sent in two halves: {reason}")
 
-    def _in_parts(
-        self, shard: Shard, manifest: pa.Table, terms: Terms, parts: Sequence[Sequence[int]], reason: str
-    ) -> Settlement:
-        """A shard that is not sent as it is: shards of some of its lines, at the same attempt, for nothing was tried."""
-        shards = tuple(
+    def _shards_of(self, shard: Shard, each: Sequence[Sequence[int]]) -> list[NewShard]:
+        """Shards of some lines of one that is not sent as it is, at the same attempt, for nothing was tried."""
+        manifest, terms = parts.manifest_of(self.blobs, shard), self.ledger.terms(shard)
+        return [
             self.follow_up(shard, manifest, lines, shard.attempt, terms, why=f"part {n}")
-            for n, lines in enumerate(parts)
-        )
-        return Settlement({}, None, 0, 0, 0, 0, 0, 0, shards, None, reason, {})
+            for n, lines in enumerate(each)
+        ]
 
     def _over(self, shard: Shard, now: datetime) -> tuple[Outcome, str, str] | None:
         """Why a shard is not sent any more, as outcome, cause and words; None while it may be."""
@@ -684,11 +638,6 @@ class Engine:
     def _raw_lines(self, shard: Shard) -> Iterator[bytes]:
         for blob in shard.raw_blobs:
             yield from self.blobs.lines(blob)
-
-    @staticmethod
-    def _bounds(manifest: pa.Table, lines: Sequence[int]) -> list[tuple[int, int]]:
-        part = manifest.take(pa.array(lines, pa.int64()))
-        return list(zip(_ints(part, "input_bound"), _ints(part, "output_bound"), strict=True))
 
     def _later(self, provider: Provider, shard: Shard, retry_after_s: float | None = None) -> datetime:
         """When to look again: no later than the poll interval, unless the provider asked for more."""
@@ -742,29 +691,3 @@ class Engine:
         finally:
             done.set()
             thread.join()
-
-
-def _halves(lines: Sequence[int]) -> list[list[int]]:
-    return [list(lines[: len(lines) // 2]), list(lines[len(lines) // 2 :])]
-
-
-def _ceil(exact: Decimal) -> int:
-    return int(exact.to_integral_value(ROUND_CEILING))
-
-
-def _paid_for(results: Path, root_lines: Sequence[int]) -> int:
-    """Micros that were billed for these lines, by a file of results."""
-    found = pq.read_table(results, columns=["line", "cost_micros"])
-    of_these = found.filter(pc.is_in(found["line"], pa.array(root_lines, pa.int32())))
-    return _ceil(pc.sum(of_these["cost_micros"], min_count=0).as_py() or Decimal(0))
-
-
-def _ints(table: pa.Table, column: str) -> list[int]:
-    return cast("list[int]", table[column].to_pylist())
-
-
-def _flat(price: Price, longest_input: int) -> Price | None:
-    """The price of a sum of requests; None where some may be long enough for other rates, so that a sum has no price."""
-    if any(longest_input > step.above_input_tokens for step in price.steps):
-        return None
-    return replace(price, steps=())

@@ -16,11 +16,11 @@ from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 from .. import views
-from ..client import Failed
 from ..clock import to_us
 from ..codec import price_from_json
 from ..compare import Decision, Interval, Pairs, clopper_pearson, cost_per_accepted, decide, pairs
 from ..load import answers
+from ..outcomes import Failed
 from ..render import key_text
 from ..turnaround import Bound, Seen, next_batch, survival
 from ..types import BatchStatus, Job, ShardState, Tier

@@ -449,7 +449,7 @@ def results(face: Face, spec: str, sim: bool) -> None:
     """Print every row that has ended, one JSON object a line, also while the job runs."""
     import json
 
-    from ..client import Failed
+    from ..outcomes import Failed
 
     with opened(face, sim) as client:
         found = client.job(spec).results()
