@@ -72,10 +72,17 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
+class _Absent:
+    """Finds some modules not to be installed. None in sys.modules would do for Python, but not for modules of Cython."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] in ("numpy", "pandas"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 def _here(script: str, function: str, args: str) -> None:
     # As in an install of canwait alone: where numpy and pandas are there, pyarrow loads them, for 0.3 s and idle threads.
-    for other in ("numpy", "pandas"):
-        sys.modules[other] = None  # type: ignore[assignment]
+    sys.meta_path.insert(0, _Absent())
     start = time.monotonic()
     returned = getattr(import_module(script), function)(*json.loads(args))
     wall_s = time.monotonic() - start

@@ -182,7 +182,7 @@ def get_filtered(folder: str, n_rows: int, n_gets: int) -> dict[str, float]:
     from canwait import publishing
 
     with _client(folder) as client:
-        found = publishing.newest(client.ledger, "job")
+        found = publishing.newest(client.ledger, "job", client.clock.now())
         path = client.blobs.path(found.blob)
     start = time.perf_counter()
     for key in _keys(n_rows, n_gets):
@@ -198,7 +198,7 @@ def frame(folder: str, kind: str) -> int:
         if kind == "alone":
             import pyarrow.parquet as pq
 
-            found = publishing.newest(client.ledger, "job")
+            found = publishing.newest(client.ledger, "job", client.clock.now())
             return pq.read_table(client.blobs.path(found.blob)).num_rows
         with reader("job", as_="bench", max_age="24h", client=client) as labels:
             return len(labels.frame(kind))

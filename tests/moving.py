@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
+from math import ceil
 from typing import Any
 
 from canwait import rescue
@@ -13,7 +14,7 @@ from canwait.drills.histories import PRICE
 from canwait.engine import Engine, Pace
 from canwait.price import cost_micros, worst_micros
 from canwait.providers.fake import FakeBatch
-from canwait.types import AtDeadline, Limits, MarkClass, Rescue, ShardFile, Tier
+from canwait.types import AtDeadline, Batch, Limits, MarkClass, Price, Rescue, ShardFile, Tier
 from world import RUNS_S, End, Scripted, World, body_of, bounds, number_of
 
 ADAPTER = "fake/standard"
@@ -39,6 +40,10 @@ class OneByOne(Scripted):
         batch.ends_at = self.free_at
         return batch
 
+    def _seen(self, batch: FakeBatch) -> Batch:
+        left = max(0.0, (batch.ends_at - self.clock.now()).total_seconds()) * self.rate
+        return replace(super()._seen(batch), n_done=max(0, len(batch.bodies) - ceil(left)))
+
 
 @dataclass
 class Moving(World):
@@ -56,9 +61,9 @@ class Moving(World):
         self.net = OneByOne(self)
         self.state(self.moves)
 
-    def state(self, moves: bool, at_deadline: AtDeadline | None = None) -> None:
-        """What the job file says by now."""
-        to = Rescue(ADAPTER, STANDARD, self.rows_per_s) if moves else None
+    def state(self, moves: bool, at_deadline: AtDeadline | None = None, price: Price = STANDARD) -> None:
+        """What the job file says by now, and the price list."""
+        to = Rescue(ADAPTER, price, self.rows_per_s) if moves else None
         plan = self.ledger.job("job")["plan"]
         rescue.state(self.ledger, "job", plan, to, at_deadline or self.at_deadline, self.now)
 

@@ -71,9 +71,12 @@ class Shelf:
     def open(self, as_of: datetime, **fields: object) -> None:
         """The next plan of the job, over an input that was read then."""
         ledger = self.client.ledger
-        plan = replace(
-            plan_of(digest=f"plan {self.n_plans}", revision=self.n_plans), body={"source_as_of": as_of.isoformat()}
-        )
+        digest = f"plan {self.n_plans}"
+        body = {
+            "id": digest, "n_rows": 0, "n_duplicates": 0, "n_reused": 0, "expected_micros": 0, "worst_micros": 0,
+            "tier": "batch", "source_as_of": as_of.isoformat(),
+        }  # fmt: skip
+        plan = replace(plan_of(digest=digest, revision=self.n_plans), body=body)
         assert ledger.open_plan(plan, self.now)
         self.n_plans += 1
         self.see(as_of, **fields)

@@ -100,6 +100,18 @@ def full_site(n: int) -> list[Call]:
     return found
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_line_that_is_too_long_is_one_bad_line(tmp_path: Path, number: int) -> None:
+    """However many times longer than the longest, it is counted once, and what follows is read."""
+    lines = [GOOD, GOOD]
+    lines.insert(number - 1, b'{"text": "' + b"x" * (2 * MAX_LINE_BYTES) + b'"}\n')
+    path = tmp_path / "calls.jsonl"
+    path.write_bytes(b"".join(lines))
+    found = items(path)
+    assert [item.line for item in found if isinstance(item, BadLine)] == [number]
+    assert len(found) == 3
+
+
 @pytest.mark.parametrize("kind", ["values", "distinct", "sessions", "actors", "requests", "slots"])
 def test_all_sites_share_the_room_of_each_kind(kind: str) -> None:
     """However many sites there are, what is kept of a kind stays about what there is room for, and each site keeps some."""

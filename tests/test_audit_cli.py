@@ -193,6 +193,59 @@ def test_any_prompt_can_be_drafted(office: Desk, text: str) -> None:
     assert len((office.folder / "draft.rows.jsonl").read_text("utf-8").splitlines()) == 60
 
 
+def mixed(office: Desk, **night: Any) -> str:
+    """A log of one site: forty texts are asked for by a page, sixty by something else every two hours."""
+    calls = [
+        {
+            "start_us": (1_760_918_400 + 7200 * i) * 10**6, "end_us": (1_760_918_402 + 7200 * i) * 10**6,
+            "site": "crm.py:7", "provider": "openai", "model": "gpt-4o" if i < 40 else "gpt-4o-mini",
+            "input_tokens": 100, "output_tokens": 10, "text": f"Sort this\n{'page' if i < 40 else 'night'} {i}",
+            **({"trigger": "http", "user": "ana"} if i < 40 else night),
+        }
+        for i in range(100)
+    ]  # fmt: skip
+    for call in calls:
+        if "used_s" in call:
+            call["first_used_us"] = call["end_us"] + call.pop("used_s") * 10**6
+    (office.folder / "own.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls), "utf-8")
+    return "crm.py:7"
+
+
+def test_of_a_hybrid_site_only_what_can_wait_is_drafted(office: Desk) -> None:
+    """The rows are texts of the calls that the evidence marks, the model is theirs, and the job says which they are."""
+    name = mixed(office, trigger="cron")
+    (site,) = valid(office.canwait("audit", "own.jsonl", "--json"))["sites"]
+    assert (site["needs"], site["moves"]) == ("hybrid", {"by": "trigger", "values": ["cron"], "calls": 60})
+    assert "can wait       calls whose trigger is cron" in office.canwait("audit", "own.jsonl", "--site", name).out
+    said = office.canwait("init", "--from-audit", name, "-o", "draft.yaml")
+    assert "only calls whose trigger is cron (60% of them): the others stay where they are" in said.out
+    text = (office.folder / "draft.yaml").read_text("utf-8")
+    assert "# Only calls whose trigger is cron (60% of them)" in text
+    assert 'model: "openai/gpt-4o-mini"' in text
+    rows = [json.loads(line) for line in (office.folder / "draft.rows.jsonl").read_text("utf-8").splitlines()]
+    assert {row["text"].split()[0] for row in rows} == {"night"}
+    assert valid(office.canwait("plan", "draft.yaml", "--json"))["n_rows"] == 60
+
+
+def test_what_an_owner_calls_hybrid_is_drafted_by_its_late_answers_or_not_at_all(office: Desk) -> None:
+    """Where an owner says hybrid, the calls known to be used late are the part; where none is known, nothing is drafted."""
+    name = mixed(office)
+    value = valid(office.canwait("audit", "own.jsonl", "--json", "--decide", f"{name}=hybrid"))
+    assert value["sites"][0]["moves"] is None
+    said = office.canwait("init", "--from-audit", name, "-o", "draft.yaml")
+    assert said.code == 2
+    assert "the log does not tell which" in said.err
+    assert list(office.folder.glob("draft*")) == []
+
+    mixed(office, used_s=30_000)
+    value = valid(office.canwait("audit", "own.jsonl", "--json"))
+    assert value["sites"][0]["moves"] == {"by": "first use", "values": [], "calls": 60}
+    assert office.canwait("init", "--from-audit", name, "-o", "draft.yaml").code == 0
+    rows = (office.folder / "draft.rows.jsonl").read_text("utf-8")
+    assert (rows.count("night"), rows.count("page")) == (60, 0)
+    assert valid(office.canwait("plan", "draft.yaml", "--json"))["n_rows"] == 60
+
+
 def test_a_draft_that_fails_leaves_nothing_behind(office: Desk) -> None:
     """Both files are written or none: a job that cannot be planned leaves no rows beside it."""
     logged(office, "Sort this")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from decimal import Decimal
@@ -17,6 +18,7 @@ from canwait.audit.calls import Call
 from canwait.audit.facts import SiteFacts
 from canwait.audit.gather import MAX_NAMES, MAX_SITES, OTHER, OTHER_SITES, Gatherer
 from canwait.audit.sampling import ALL_TEXT_BYTES, DISTINCT, REQUESTS, SLOTS, VALUES, Reservoir, Room, Seen, name_hash
+from canwait.audit.triggers import kind_of
 from canwait.types import Tier, Usage
 
 SECOND_US, HOUR_US, DAY_US = 1_000_000, 3_600_000_000, 86_400_000_000
@@ -362,3 +364,15 @@ def test_retries_are_found_in_the_order_they_come() -> None:
     facts = only(call(i, text_hash=b"x" * 16, failed=failed) for i, failed in enumerate(outcomes))
     assert facts.repeats is not None
     assert (facts.repeats.n_duplicates, facts.repeats.n_retries) == (3, 2)
+
+
+def test_who_waits_is_known_of_triggers_beyond_count() -> None:
+    """Of more triggers than are told apart, it is still known which are schedules and which are requests."""
+    names = [f"{kind} {i}" for i in range(2 * MAX_NAMES) for kind in ("cron", "http", "airflow", "ci", "queue")]
+    facts = only(call(i, trigger=name) for i, name in enumerate(names))
+    kinds = Counter[object]()
+    for name, n in facts.triggers.items():
+        kinds[kind_of(name)] += n
+    assert len(facts.triggers) <= MAX_NAMES + 5
+    assert set(kinds.values()) == {2 * MAX_NAMES}
+    assert len(kinds) == 5

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canwait.audit.facts import Arrivals, Group, ModelUse, Prefix, Repeats, Sample, SiteFacts
-from canwait.audit.findings import Lever, Needs, Proof, Range, Smaller, Spend, Verdict
+from canwait.audit.findings import Lever, Needs, Part, Proof, Range, Smaller, Spend, Verdict
 from canwait.audit.levers import levers_of, proved_and_likely, together
 from canwait.audit.prefixes import near_duplicates, prefix_of
 from canwait.audit.spend import Prices, spend_of
@@ -68,7 +68,7 @@ def needs(needs: Needs, proof: Proof = Proof.PROVED) -> Verdict:
 def hybrid(*moves: ModelUse, proof: Proof = Proof.PROVED) -> Verdict:
     """Of a site of which these calls can wait."""
     group = Group("cron", False, None, sum(use.n_calls for use in moves), 0, 0, 0, 0, models=moves)
-    return Verdict(Needs.HYBRID, proof, (), None, 0.5, moves=(group,))
+    return Verdict(Needs.HYBRID, proof, (), None, 0.5, moves=Part("trigger", ("cron",), (group,)))
 
 
 def found(facts: SiteFacts, verdict: Verdict, price_of: Prices = HALF, **more: bool) -> tuple[dict[str, Lever], Spend]:

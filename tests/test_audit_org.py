@@ -27,8 +27,10 @@ from canwait.errors import SourceError
 from canwait.types import Price, Tier
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
-SEEDS = range(8)
+SEEDS = range(24)
+STRENGTH = [Proof.UNCLEAR, Proof.LIKELY, Proof.PROVED]
 MOVES = (Needs.BATCH, Needs.HYBRID)
+PART = {Needs.BATCH: Needs.HYBRID, Needs.HYBRID: Needs.SYNC}  # less of it waits for hours
 # What a log may leave out, and what a call is then.
 OPTIONAL: dict[str, Any] = {
     name: Call._field_defaults[name]
@@ -109,7 +111,7 @@ def test_removing_evidence_only_moves_a_verdict_towards_ask(seed: int, dropped: 
             assert after.needs in (Needs.HYBRID, Needs.SYNC, Needs.ASK)
         else:
             assert after.needs in (before.needs, Needs.ASK)
-        assert not (after.proof is Proof.PROVED and before.proof is not Proof.PROVED)
+        assert STRENGTH.index(after.proof) <= STRENGTH.index(before.proof)
         if after.needs in MOVES:
             assert after.movable_share == pytest.approx(before.movable_share)
 
@@ -139,29 +141,34 @@ def test_a_log_that_says_less_of_some_calls_moves_towards_ask(
     interactive = {site.truth.site for site in less if site.truth.is_interactive}
     for name, after in judged(less).items():
         before = verdicts_of(seed)[name]
-        towards = {before.needs, Needs.ASK}
-        if before.needs in MOVES:
-            towards |= {Needs.HYBRID} if before.needs is Needs.BATCH else {Needs.SYNC}
+        towards = {before.needs, Needs.ASK, PART[before.needs]} if before.needs in PART else {before.needs, Needs.ASK}
         assert after.needs in towards, (name, before.needs, after.needs, after.reasons)
-        assert not (after.proof is Proof.PROVED and before.proof is not Proof.PROVED)
+        assert STRENGTH.index(after.proof) <= STRENGTH.index(before.proof)
         if after.needs in MOVES:
             assert name not in interactive
             assert after.movable_share <= before.movable_share + 1e-9
 
 
-def test_fields_that_some_calls_lack_prove_nothing_new() -> None:
-    """Calls that lose fields one by one, at random, never turn an interactive site into batch."""
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.8])
+def test_fields_that_some_calls_lack_prove_nothing_new(share: float) -> None:
+    """Calls that lose fields one by one, at random, leave a site the same verdict, a part of it, or a question."""
     random = Random(11)
-    for seed in SEEDS:
+    for seed in SEEDS[:8]:
         sites = [
             Site(
                 site.truth,
-                tuple(c._replace(**{k: v for k, v in OPTIONAL.items() if random.random() < 0.3}) for c in site.calls),
+                tuple(c._replace(**{k: v for k, v in OPTIONAL.items() if random.random() < share}) for c in site.calls),
             )
             for site in sites_of(seed)
-            if site.truth.is_interactive
         ]
-        assert not [name for name, verdict in judged(sites).items() if verdict.needs in MOVES]
+        for name, after in judged(sites).items():
+            before = verdicts_of(seed)[name]
+            towards = (
+                {before.needs, Needs.ASK, PART[before.needs]} if before.needs in PART else {before.needs, Needs.ASK}
+            )
+            assert after.needs in towards, (name, before.needs, after.reasons)
+            assert STRENGTH.index(after.proof) <= STRENGTH.index(before.proof)
+            assert after.movable_share <= before.movable_share + 1e-9
 
 
 # ---------------------------------------------------------------------------------------------------- the whole audit

@@ -228,6 +228,39 @@ def test_an_audit_of_code_alone_shows_no_money() -> None:
     assert "Spent a month" not in as_html(empty)
 
 
+def test_a_cost_nobody_knows_is_not_nothing() -> None:
+    """Where no call has a price, neither terminal nor page shows $0 for what is unknown."""
+    unknown = replace(EXAMPLE, unpriced_calls=EXAMPLE.n_calls, total=Range(0, 0, 0))
+    text = as_text(unknown)
+    assert text.startswith("5 call sites, 7,000 calls in 7 days, cost not known")
+    assert "a month: not known · 7,000 calls have no price" in text
+    assert "Spent a month" not in as_html(unknown)
+
+
+def test_reports_without_calls_show_what_they_size() -> None:
+    """Usage and cost reports alone: their spend by model, no sums of savings, and no word of code."""
+    sized = {"openai/a": Range(5, 10**6, 2 * 10**6), "openai/b": Range(0, 3 * 10**6, 3 * 10**6)}
+    alone = replace(EXAMPLE, sites=(), first_us=None, last_us=None, n_calls=0, unpriced_calls=0, aggregates=sized)
+    lines = as_text(alone).splitlines()
+    assert lines[0] == "no calls, but reports that size $4.00 (<$0.01 to $5.00) a month"
+    assert lines[2:4] == [
+        "reports size openai/b: $3.00 ($0.00 to $3.00) a month",
+        "reports size openai/a: $1.00 (<$0.01 to $2.00) a month",
+    ]
+    assert not [line for line in lines if "proved" in line or "CALL SITE" in line]
+
+
+def test_a_file_that_was_not_read_is_no_line() -> None:
+    """One bad line, several, and a file as a whole are told apart."""
+    bad = BadLine("calls.jsonl", 4, "why")
+    file = LogFile("calls.jsonl", "plain", 5, 0, 1, 0, (bad,))
+    whole = replace(file, bad=(replace(bad, line=0),))
+    text = as_text(replace(EXAMPLE, files=(file, replace(file, n_bad=2), whole)))
+    assert "note: calls.jsonl: line 4 is no call: why" in text
+    assert "note: calls.jsonl: 2 lines are no calls; the first is 4: why" in text
+    assert "note: calls.jsonl: not read: why" in text
+
+
 def test_the_next_step_is_the_dearest_proved_saving() -> None:
     """What is suggested first is the largest proved saving, else the largest likely one, else nothing."""
     assert next_step(EXAMPLE.sites) == "etl/label.py:88"

@@ -310,6 +310,11 @@ def test_a_line_comes_from_the_shard_whose_rows_stand_around_it(blobs: Blobs) ->
         assert at + 1 >= len(starts) or rows[canary.id][line] < starts[at + 1]
     n_elsewhere = sum(row < ends[-1] for row in rows[others[-1].id].values())
     assert 0 < n_elsewhere < CANARY_ROWS * 2.31  # 200 ln(10,000 / 1,000)
+    for home, n in plan.canary.aside:  # and the plan says of which shards they are rows
+        at = [s.id for s in others].index(plan.shard_ids[home])
+        after, before = ends[at - 1] if at else -1, starts[at + 1] if at + 1 < len(starts) else ends[-1] + 1
+        assert n == sum(after < row < before for row in rows[others[-1].id].values())
+    assert n_elsewhere == sum(n for _, n in plan.canary.aside)
 
 
 # ------------------------------------------------------------------------------------------------- the same plan, again

@@ -66,14 +66,14 @@ def test_the_tail_is_exact(n: int, data: st.DataObject) -> None:
 @pytest.mark.parametrize(("n_bad", "n_before", "stops"), [(27, 0, False), (28, 0, True), (28, 3, False), (37, 3, True)])
 def test_only_what_is_surely_bad_stops_a_plan(n_bad: int, n_before: int, stops: bool) -> None:
     """Of 200 rows and 10 %: 28 bad ones are too many at first; after more tests it takes more, so that all together err 1 in 10."""
-    said = surely_bad(GATE, {"ok": 200 - n_bad, "schema": n_bad}, 0, n_before)
+    said = surely_bad(GATE, {"ok": 200 - n_bad, "schema": n_bad}, {}, n_before)
     assert (said is not None) == stops
 
 
 def test_passing_trouble_stops_nothing() -> None:
     """Rows that a provider did not run say nothing of a prompt, and neither do ours that were not sent."""
     tally = {"ok": 10, "rate_limit": 200, "expired": 50, "server_error": 50, "budget": 20, "deadline": 5}
-    assert surely_bad(GATE, tally, 0, 0) is None
+    assert surely_bad(GATE, tally, {}, 0) is None
     assert all(CAUSES[cause] is Retry.NEVER for cause in FAULTS)
 
 
@@ -84,7 +84,7 @@ def test_a_job_as_bad_as_allowed_is_seldom_stopped() -> None:
     rng, stopped = random.Random(3), 0
     for _ in range(300):
         bad = [sum(rng.random() < 0.1 for _ in range(100)) for _ in range(40)]
-        stopped += any(surely_bad(GATE, {"ok": 100 - n, "schema": n}, 0, k) for k, n in enumerate(bad))
+        stopped += any(surely_bad(GATE, {"ok": 100 - n, "schema": n}, {}, k) for k, n in enumerate(bad))
     assert stopped <= 30 + 1.65 * 27**0.5
 
 

@@ -67,6 +67,14 @@ def test_a_webhooks_path_is_not_shown() -> None:
     assert shown("mailto:a@b.c") == "mailto:a@b.c"
 
 
+@pytest.mark.parametrize(
+    "to", ["hooks.example.com/T0/B0/secret", "https:/hooks.example.com/secret", "secret", "https:secret"]
+)
+def test_a_fault_of_a_target_does_not_repeat_it(to: str) -> None:
+    """An address that lost its scheme, or a slash, may be a webhook's whose path is its secret."""
+    assert "secret" not in (fault_of(to) or "secret") + shown(to)
+
+
 # ---------------------------------------------------------------------------------------------------------- signatures
 
 

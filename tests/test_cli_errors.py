@@ -19,6 +19,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from canwait import errors
+from canwait.cli.face import report
 from simulated import Desk, Said, desk
 
 
@@ -450,3 +452,11 @@ def html() -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_an_error_prints_no_control_character(capsys: pytest.CaptureFixture[str]) -> None:
+    """Words of a provider or a row in an error reach the terminal as text, whatever they would do there."""
+    report(errors.GateRefused(job="labels", why="\x1b]0;pwned\x07 bad\r\nand \u202ebad"))
+    said = capsys.readouterr().err
+    assert "bad" in said
+    assert all(c.isprintable() for line in said.splitlines() for c in line)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from canwait.compare import (
     Pairs,
-    at_least,
     binomial_cdf,
     bonett_price,
     clopper_pearson,
@@ -50,7 +49,7 @@ def test_clopper_pearson_has_its_known_answers() -> None:
     }
     for (k, n), interval in known.items():
         assert tuple(clopper_pearson(k, n)) == pytest.approx(interval, rel=1e-6)
-    assert 1 - at_least(60, 60) == pytest.approx(0.0487, abs=1e-4)  # none of 60 bad: at most 4.9 %
+    assert clopper_pearson(0, 60, confidence=0.90).high == pytest.approx(0.0487, abs=1e-4)  # none of 60 bad: at most 4.9 %
 
 
 @pytest.mark.parametrize(
@@ -145,7 +144,7 @@ def test_what_surely_exceeds_is_more_than_was_allowed(n: int, k: int, share: flo
     """More failures never make it less sure, and what is said of all looks holds for one."""
     k = min(k, n)
     if surely_exceeds(k, n, share):
-        assert at_least(k, n) >= share - 1e-9
+        assert clopper_pearson(k, n, confidence=0.90).low >= share - 1e-9
         assert k == n or surely_exceeds(k + 1, n, share)
     assert not surely_exceeds(0, n, share)
 

@@ -13,6 +13,7 @@ from canwait.freshness import (
     Blocked,
     Contract,
     Fresh,
+    Live,
     NeverBuilt,
     OnStale,
     Publication,
@@ -47,7 +48,7 @@ def test_age_counts_from_the_input() -> None:
 
 
 @pytest.mark.parametrize(
-    ("on_stale", "kind"), [("serve", Stale), ("refresh", Stale), ("block", Blocked), ("live", Blocked)]
+    ("on_stale", "kind"), [("serve", Stale), ("refresh", Stale), ("block", Blocked), ("live", Live)]
 )
 def test_past_its_contract_an_answer_is_never_fresh(on_stale: OnStale, kind: type) -> None:
     """Each way of dealing with staleness has its own typed outcome, and none of them is Fresh."""
@@ -93,7 +94,7 @@ def test_a_wrong_date_stays_wrong_when_its_time_has_come() -> None:
     ("stated", "gets"),
     [
         (None, (24, "serve")), ((48, "serve"), (24, "serve")), ((6, "refresh"), (6, "serve")), ((48, "block"), (24, "block")),
-        ((24, "live"), (24, "live")),
+        ((24, "live"), (24, "block")),
     ],
 )  # fmt: skip
 def test_of_two_contracts_the_stricter_counts(stated: tuple[int, OnStale] | None, gets: tuple[int, OnStale]) -> None:

@@ -25,11 +25,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from canwait import judging, load, publishing
+from canwait import judging, load, publishing, reading
 from canwait.cli.inspect import judge_by
 from canwait.client import Client, JobHandle
 from canwait.drills.small import scratch_folder
-from canwait.errors import AlreadyJudged, GatePending, GateRefused, NotFound, PlanStale, SpecError
+from canwait.errors import AlreadyJudged, GatePending, GateRefused, NotBuilt, NotFound, PlanStale, SpecError
 from canwait.judging import Verdict, Word
 from canwait.outcomes import Ok
 from canwait.simulator.answers import last_user_text
@@ -46,6 +46,8 @@ GATES: dict[str, Any] = {
     "ruled": {"refuse_if_bad_rate": "60%", "sure": "60%", "rules": ["why != 'broken'"]},
     "by rule": {"refuse_if_bad_rate": "60%", "by": "rule", "rules": ["why != 'broken'"]},
     "strata": {"refuse_if_bad_rate": "60%", "sure": "60%", "strata": "why", "on_refuse": "load_accepted_strata"},
+    "canary": {"refuse_if_bad_rate": "60%", "sure": "60%", "canary": "judged"},
+    "rerun": {"refuse_if_bad_rate": "60%", "sure": "60%", "strata": "why", "on_refuse": "rerun"},
     "judge": {
         "refuse_if_bad_rate": "60%", "sure": "60%", "by": "judge", "rows": 3,
         "judge": {"model": "openai/gpt-6-luna", "prompt": "JUDGE {{ answer }}", "budget": {"usd": 1}},
@@ -195,7 +197,7 @@ class GateMachine(RuleBasedStateMachine):
             self.handle(name).load()
         self.read_target(name)
 
-    @rule(name=st.sampled_from(NAMES), face=st.sampled_from(["rows", "results", "frame"]), runs=st.booleans())
+    @rule(name=st.sampled_from(NAMES), face=st.sampled_from(["rows", "results", "frame", "reader"]), runs=st.booleans())
     def read(self, name: str, face: str, runs: bool) -> None:
         if runs:
             self.run(name, set(), False)
@@ -204,8 +206,9 @@ class GateMachine(RuleBasedStateMachine):
             "rows": lambda: {row.value["label"] for row in handle.rows() if isinstance(row, Ok)},
             "results": lambda: {row.value["label"] for row in handle.results().rows if isinstance(row, Ok)},
             "frame": lambda: self.framed(handle),
+            "reader": lambda: self.served_to(name),
         }
-        with suppress(NotFound, GatePending, GateRefused):
+        with suppress(NotFound, NotBuilt, GatePending, GateRefused):
             labels = faces[face]()
             self.saw(labels)
             self.served(name, labels)
@@ -216,6 +219,12 @@ class GateMachine(RuleBasedStateMachine):
             labels = set(map(str, pq.read_table(self.client.blobs.path(newest.blob))["label"].to_pylist()))
             self.saw(labels)
             self.served(name, labels)
+
+    def served_to(self, name: str) -> set[str]:
+        with reading.reader(name, as_="dash", max_age="30d", client=self.client) as reader:
+            labels = set(map(str, reader.frame()["label"].to_pylist()))
+            assert labels == {hit.value["label"] for n in range(8) if (hit := reader.get(f"k{n}"))}
+            return labels
 
     def framed(self, handle: JobHandle) -> set[str]:
         table = pa.table({"id": [f"k{n}" for n in range(8)]})
@@ -294,6 +303,29 @@ def test_no_way_around_a_refusal(steps: list[tuple[str, str, int, bool, bool]]) 
             machine.go_around(*step)
     finally:
         machine.teardown()
+
+
+def test_a_lot_that_waits_learns_of_refusals_beside_it(tmp_path: Path) -> None:
+    """Of two plans that share rows one waits to be judged while the other's are refused: it is drawn anew, with these as
+    refused, and nobody who has the old sample before him can accept it."""
+    with client_of(tmp_path) as client:
+        quality = {"refuse_if_bad_rate": "60%", "sure": "60%"}
+        six = job(client, tmp_path, 6, quality=quality)
+        six.run()
+        stale = six.inspect("ann")
+        assert stale is not None
+        assert stale.next is not None
+        five = job(client, tmp_path, 5, quality=quality)
+        five.run()
+        at_gate = five.inspect("bob")
+        assert at_gate is not None
+        judged(at_gate, lambda *_: False, client)
+        with pytest.raises(AlreadyJudged, match="refused since"):
+            stale.judge(stale.next.place, Word.GOOD, None, client.clock.now())
+        six = job(client, tmp_path, 6, quality=quality)
+        six.run()
+        with pytest.raises(GateRefused, match="5 of 6 rows were refused before"):
+            six.load()
 
 
 # ---------------------------------------------------------------------------------------------------- the command line

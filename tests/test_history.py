@@ -105,6 +105,19 @@ def test_a_run_is_all_that_was_out_together(tmp_path: Path) -> None:
     assert rate == pytest.approx(2.0, rel=0.05)
 
 
+def test_two_accounts_show_what_neither_allows(tmp_path: Path) -> None:
+    """Shards that were out together share what their account allows, whatever job they are of; of two accounts each has its
+    own rate, and never the rate of both together."""
+    w = rated(tmp_path, (250, 250), rate=2.0)
+    [together] = history.rates(w.ledger, ADAPTER, "fake-1")
+    one, _ = sorted(row["id"] for row in w.ledger.query("shards", job="job") if row["provider"] == ADAPTER)
+    with w.ledger.db.transaction("other_account") as tx:
+        tx.run("shard_account", id=one, account="another key")
+    apart = history.rates(w.ledger, ADAPTER, "fake-1")
+    assert len(apart) == 2
+    assert max(apart) < together
+
+
 def test_few_rows_tell_no_rate(tmp_path: Path) -> None:
     """A handful of rows shows how long one takes, and not how many go at once."""
     assert history.rates(rated(tmp_path, (20,), rate=2.0).ledger, ADAPTER, "fake-1") == []

@@ -48,6 +48,7 @@ PURE = {
     "compare",
     "gate",
     "checks",
+    "language",
     "freshness",
     "cron",
     "releasing",
@@ -70,7 +71,7 @@ SHELL |= {
     "quoted",
 }
 SHELL |= {"judging", "inspection", "judge", "importing", "holding", "halting", "deadlines", "history", "rescue"}
-SHELL |= {"outcomes", "affording", "parts", "billing"}
+SHELL |= {"outcomes", "affording", "parts", "billing", "ramp", "canary_gate", "asking"}
 SHELL |= {"publishing", "published", "changes", "loading", "channels", "notifying", "knowing"}
 INSIDE = NOUNS | PURE | SHELL | {"fields", "spec", "engine", "settings"}
 
@@ -95,6 +96,7 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
             "document",
             "addresses",
             "checks",
+            "language",
             "gate",
             "importing",
             "notices",
@@ -153,11 +155,11 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     "load": (NOUNS | PURE | {"ledger", "blobs", "landing", "sinks"}, "accepted results become rows; it moves no money"),
     "importing": (set(), "the user's own code, by the name a job file gives it"),
     "judging": (
-        NOUNS | PURE | {"db", "entries", "ledger"},
+        NOUNS | PURE | {"db", "entries", "ledger", "halting"},
         "what people say of a sample; which rows are in it is not its own",
     ),
     "inspection": (
-        NOUNS | PURE | {"judging", "importing", "ledger", "blobs", "lines", "landing", "load"},
+        NOUNS | PURE | {"judging", "canary_gate", "importing", "ledger", "blobs", "lines", "landing", "load"},
         "draws samples and opens gates; it sends nothing and moves no money",
     ),
     "judge": (
@@ -166,12 +168,12 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     ),
     "resend": (NOUNS | PURE | {"ledger", "blobs", "load"}, "which failed rows may go again: selecting, not sending"),
     "views": (
-        NOUNS | PURE | {"db", "ledger", "blobs", "resend", "judging"},
+        NOUNS | PURE | {"db", "ledger", "blobs", "resend", "judging", "publishing"},
         "read-only answers; it cannot run anything",
     ),
     "outlook": (NOUNS | PURE | {"db", "ledger", "blobs"}, "what a job will cost, from what its ledger and canary say"),
     "outcomes": (
-        NOUNS | PURE | {"judging", "inspection", "views"},
+        NOUNS | PURE | {"halting", "judging", "inspection", "views"},
         "rows as Python values; where they come from is for others",
     ),
     "affording": (NOUNS | PURE | {"entries", "ledger"}, "limits before a run; only the reservation grants"),
@@ -182,7 +184,7 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     ),
     "history": (NOUNS | PURE | {"db", "ledger"}, "what the ledger saw, as values; what it tells is for pure modules"),
     "deadlines": (
-        NOUNS | PURE | {"history", "ledger", "providers", "rescue", "spec"},
+        NOUNS | PURE | {"history", "ledger", "providers", "ramp", "rescue", "spec"},
         "what a plan says of time; nothing is moved here",
     ),
     "rescue": (
@@ -191,9 +193,18 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     ),
     "holding": (NOUNS | PURE | {"db", "entries", "ledger"}, "what waits for a canary; sending it is the engine's"),
     "halting": (
-        NOUNS | PURE | {"entries", "ledger", "judging"},
+        NOUNS | PURE | {"db", "entries", "ledger"},
         "what a plan is stopped for; stopping to send it is the engine's",
     ),
+    "canary_gate": (
+        NOUNS | PURE | {"db", "ledger", "halting", "judging"},
+        "what waits for people to judge a canary; its lot is judging's",
+    ),
+    "asking": (
+        NOUNS | PURE | {"db", "ledger", "blobs", "landing", "resend", "judging", "inspection"},
+        "rows that are asked again; sending them is the engine's",
+    ),
+    "ramp": (NOUNS | PURE | {"ledger", "history"}, "how much goes out at a time; sending it is the engine's"),
     "parts": (
         NOUNS | PURE | {"blobs", "ledger", "landing", "lines"},
         "a shard cut in parts, and the shards its lines become",
@@ -207,13 +218,13 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
         NOUNS
         | PURE
         | {"ledger", "blobs", "landing", "parts", "billing", "providers"}
-        | {"rescue", "holding", "halting", "outlook"},
+        | {"rescue", "holding", "halting", "canary_gate", "ramp", "outlook"},
         "advance(shard): any provider, any caller",
     ),
     # faces
     "__init__": (INSIDE | {"client", "reading"}, "the public names"),
     "client": (INSIDE | {"simulator"}, "the Python face: what it says, others print"),
-    "publishing": (NOUNS | PURE | {"db", "entries", "ledger"}, "the ledger's part for readers; it knows no file"),
+    "publishing": (NOUNS | PURE | {"db", "entries", "ledger", "judging"}, "the ledger's part for readers; it knows no file"),
     "published": (NOUNS | {"blobs", "durable"}, "a publication's rows as a file; what it is worth is for others"),
     "odcs": (NOUNS | PURE | {"document"}, "another standard's words for our contracts; stating them is for others"),
     "loading": (
@@ -221,7 +232,8 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
         "rows to their target and readers; what may be read is its gate's",
     ),
     "changes": ({"columns"}, "two plans' rows side by side; which plans is for others"),
-    "reading": (INSIDE | {"client"}, "the reader's face: what it says, others print"),
+    "reading": (INSIDE | {"client", "live"}, "the reader's face: what it says, others print"),
+    "live": (INSIDE | {"client"}, "one row asked for a reader that waits; running it is the engine's"),
     "settings": (NOUNS | {"engine", "fields"}, "what the environment says; opening it is the client's"),
     "rehearsal": (INSIDE | {"simulator", "client"}, "a client whose every provider is the simulator"),
     "drills": (INSIDE | {"simulator", "client"}, "what anyone can run to prove the laws"),
@@ -258,7 +270,7 @@ IMPURE_CALLS = {"now", "today", "utcnow", "open", "print", "input", "read_text",
 
 # Loaded only when work needs them: --help, completion and `import canwait` do without.
 HEAVY = {"genai_prices", "h11", "httpx2", "jinja2", "jsonschema_rs", "numpy", "orjson", "pandas", "psycopg", "pyarrow"}
-HEAVY |= {"obstore", "pydantic", "rich", "toktok", "xllamacpp", "yaml"}
+HEAVY |= {"obstore", "py3langid", "pydantic", "rich", "toktok", "xllamacpp", "yaml"}
 
 cli_has_landed = pytest.mark.skipif(
     not (PACKAGE / "cli" / "__init__.py").read_text("utf-8").strip(), reason="the command line has not landed"

@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterator
 from decimal import Decimal
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import canwait
 from canwait import gate, judging, publishing
 from canwait import inspection as shell
 from canwait.checks import Rules
 from canwait.client import Client
-from canwait.errors import AlreadyJudged, GatePending, GateRefused, NotFound, SpecError
-from canwait.judging import Verdict, Word
+from canwait.errors import AlreadyJudged, GatePending, GateRefused, NotBuilt, NotFound, SpecError
+from canwait.judging import Part, Verdict, Word, risk
 from canwait.outcomes import Failed, Ok
 from canwait.types import JobState, Quality
 from gated import client_of, inspection, job, judged, model, right
@@ -219,6 +224,70 @@ def test_a_rule_may_be_a_function(client: Client, tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- strata
+
+
+def _strata(text: str) -> dict[str, str]:
+    number = int(text.split()[-1])
+    return {"label": "rare" if number % 4 == 0 else "often", "why": "bad" if number % 8 == 0 else "good"}
+
+
+def _is_good(_: str, answer: str) -> bool:
+    return bool(json.loads(answer)["why"] == "good")
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"refuse_if_bad_rate": "10%", "strata": "label", "on_refuse": "load_accepted_strata"},
+        {"refuse_if_bad_rate": "90%", "by": "rule", "rules": ["why == 'good'"]},
+    ],
+)
+def test_what_a_later_gate_leaves_out_is_served_no_more(tmp_path: Path, later: dict[str, Any]) -> None:
+    """A publication from before its gate is withdrawn by a verdict that leaves some of its rows out, and made again without."""
+    with client_of(tmp_path, _strata) as client:
+        job(client, tmp_path, 200, quality=None, load=None).run()
+        reader = canwait.reader("labels", as_="me", max_age="24h", client=client)
+        assert reader.get("k0") is not None
+        handle = job(client, tmp_path, 200, quality=later, load=None)
+        handle.run()
+        if later.get("by") != "rule":
+            judged(inspection(handle), _is_good, client)
+            with pytest.raises(NotBuilt):
+                reader.get("k0")
+            handle.run()
+        assert reader.get("k0") is None
+        assert reader.get("k1") is not None
+
+
+def test_other_strata_are_another_gate_that_can_be_passed(tmp_path: Path) -> None:
+    """A job file that names another field for its strata has accepted answers judged anew, and then they are loaded."""
+    with client_of(tmp_path, lambda text: {"label": text[-1], "why": "good"}) as client:
+        for field in ("label", "why"):
+            handle = job(client, tmp_path, 200, quality={"refuse_if_bad_rate": "10%", "strata": field})
+            handle.run()
+            assert judged(inspection(handle), _is_good, client) is Verdict.ACCEPTED
+            assert handle.load() == 200
+
+
+def test_refused_strata_are_not_named_in_the_verdict(tmp_path: Path) -> None:
+    """The name of a stratum is a part of its answers: of a refused one it stands where rows are judged, and nowhere else."""
+    with client_of(tmp_path, _strata) as client:
+        handle = job(client, tmp_path, 200, quality={"refuse_if_bad_rate": "10%", "strata": "label"})
+        handle.run()
+        judged(inspection(handle), _is_good, client)
+        with pytest.raises(GateRefused) as refused:
+            handle.load()
+        assert "stratum" in str(refused.value)
+        told = [str(refused.value), *(event.reason for event in client.ledger.events(count=10_000))]
+        assert not any("rare" in words for words in told)
+
+
+@given(st.integers(60, 5000), st.sampled_from([0.08, 0.1, 0.15, 0.2]), st.sampled_from([0.8, 0.9]))
+def test_the_risk_is_never_told_lower_than_it_is(n_rows: int, rate: float, sure: float) -> None:
+    """The times in 100 that bad answers slip through are rounded up."""
+    part = Part("", n_rows, 0, gate.sequential(n_rows, rate, sure))
+    told = int(re.search(r"at most (\d+) times", risk(part))[1])  # type: ignore[index]
+    assert told >= 100 * gate.passes(part.plan, ceil(part.plan.bad_rate * n_rows - 1e-9)) - 1e-6
 
 
 def test_strata_are_judged_for_themselves(tmp_path: Path) -> None:

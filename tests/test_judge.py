@@ -348,6 +348,41 @@ def test_nobody_judges_before_the_judge_model_has_ended(
         assert client.ledger.query("budget", id="job:labels.judge")[0]["spent_micros"] == spent > 0
 
 
+def test_another_question_asks_anew_until_somebody_has_judged(tmp_path: Path) -> None:
+    """Who edits the judge model's prompt has it asked again, as long as nobody has said a word by what it said before; then
+    the words stand, and `run` says that the new prompt holds for later answers."""
+    asked: list[str] = []
+
+    def answer(text: str) -> Any:
+        if text.startswith("JUDGE"):
+            asked.append(text.rpartition(" ")[2])
+            return {"verdict": "bad" if "strictly" in text else "good"}
+        return right(text)
+
+    def prompted(how: str) -> dict[str, Any]:
+        return GATE | {"judge": GATE["judge"] | {"prompt": f"JUDGE {{{{ answer }}}} {how}"}}
+
+    with client_of(tmp_path, answer) as client:
+        job(client, tmp_path, 300, quality=prompted("kindly")).run()
+        handle = job(client, tmp_path, 300, quality=prompted("strictly"))
+        handle.run()
+        assert (asked, handle.gate_kept) == (["kindly"] * 300 + ["strictly"] * 300, None)
+        at_gate = inspection(handle)
+        assert at_gate.by_word is not None
+        assert at_gate.by_word.said == "b" * 300
+        at_gate.judge(at_gate.looked_at[0].place, Word.GOOD, None, client.clock.now())
+
+        again = job(client, tmp_path, 300, quality=prompted("gently"))
+        again.run()
+        assert len(asked) == 600
+        assert "the job file's `judge` holds for the next answers" in (again.gate_kept or "")
+        kept = inspection(again)
+        assert (kept.lot.id, len(kept.said)) == (at_gate.lot.id, 1)
+        assert judged(kept, lambda *_: False, client) is Verdict.REFUSED
+        again.run(only="rejected")  # these are other answers, of which nobody has said anything
+        assert (asked[600:], again.gate_kept) == (["gently"] * 300, None)
+
+
 def test_another_job_of_its_name_is_left_alone(tmp_path: Path) -> None:
     """Whose job is called like that keeps it as it is; people judge alone."""
     with client_of(tmp_path, wrong_at(1)) as client:

@@ -104,7 +104,7 @@ def test_a_refusal_by_the_budget_says_its_numbers() -> None:
 FINDINGS: list[tuple[Finding, str]] = [
     (Stuck("s1", 9e3, 8e3, 7e3, True, 64, "64 past batches"), "stuck"),
     (AtRisk("s1", 9e3, 1e3, 500, 0.2, 12, "64 past batches"), "at_risk"),
-    (Outdated("labels", "dash", 90_000, 86_400), "stale"),
+    (Outdated("labels", "dash", "25 h old, counted from when its input was read; dash accepts 24 h"), "stale"),
     (Unconsumed("labels", "dash", 9e4, 8e4, 41_000_000, "the contract"), "unread"),
     (Reached("job:labels", "spent", Decimal("0.8"), 32_000_000, 40_000_000), "budget"),
 ]

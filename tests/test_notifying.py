@@ -16,18 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import canwait
-from canwait import entries, notifying, publishing
+from canwait import entries, notifying, publishing, views
 from canwait.channels import Undelivered
+from canwait.clock import to_us
 from canwait.db import connect
 from canwait.drills.histories import VirtualClock
 from canwait.errors import SpecError
 from canwait.freshness import Contract
+from canwait.knowing import known
 from canwait.ledger import Ledger
 from canwait.notifying import deliver, deliveries, listen, note, pass_once, ping, tell, wait_s
 from canwait.types import JobState, Notify
 from listeners import SECRET, Kept, mail_server, web
 from opened import new_shard, plan_of
-from shelf import shelf
+from shelf import Shelf, shelf
 from simulated import Desk, changed, desk
 
 ME, YOU, HOOK = Notify("mailto:me@example.com"), Notify("mailto:you@example.com"), Notify("https://hook.test/x")
@@ -376,6 +378,91 @@ def test_stale_and_unread_are_told_once(tmp_path: Path, ledger_url: str) -> None
             here.wait(hours=2)
             assert look() == ["result.stale", "result.unread"]
             assert look() == []
+
+
+def test_an_old_look_takes_no_alarm_back(tmp_path: Path, ledger_url: str) -> None:
+    """What somebody else has told since a look began is not taken for something that has ceased, and told again."""
+    with shelf(tmp_path, ledger_url) as here:
+        ledger = here.client.ledger
+        note(ledger, here.now, everyone=[ME])
+        publishing.declare(ledger, Contract("job", "dash", 3600, "block"), "me", here.now)
+        here.open(here.now)
+        here.load({"a": "x"})
+        stood, found = notifying.alarms(ledger), notifying.findings(ledger, here.now)
+        here.wait(hours=2)
+        late = notifying.findings(ledger, here.now)
+        assert note(ledger, here.now, everyone=[ME], found=late, stood=notifying.alarms(ledger)) == 2
+        assert note(ledger, here.now, everyone=[ME], found=found, stood=stood) == 0
+        assert note(ledger, here.now, everyone=[ME], found=late, stood=notifying.alarms(ledger)) == 0
+
+
+def test_reading_the_set_before_is_not_reading_this_one(tmp_path: Path, ledger_url: str) -> None:
+    """A read of the older version that is recorded late leaves the newer unread; what others read costs what it cost."""
+    with shelf(tmp_path, ledger_url) as here:
+        ledger = here.client.ledger
+        publishing.declare(ledger, Contract("job", "dash", 3600, "serve"), "me", here.now)
+        here.open(here.now)
+        here.load({"a": "x"})
+        here.open(here.now)
+        here.load({"a": "y"})
+        for version in (1, 2):
+            reads = publishing.Reads(version, 1, 1, 0, timedelta(0))
+            publishing.record(ledger, "job", "dash" if version == 1 else "other", reads, here.now)
+        here.wait(hours=2)
+        found = [f.words for _, f in notifying.findings(ledger, here.now) if f.kind == "unconsumed"]
+        assert [words for words in found if "dash" in words]
+        publishing.record(ledger, "job", "dash", publishing.Reads(2, 1, 1, 0, timedelta(0)), here.now)
+        assert not [
+            f.words for _, f in notifying.findings(ledger, here.now) if f.kind == "unconsumed" and "dash" in f.words
+        ]
+
+
+def stale_words(here: Shelf) -> list[str]:
+    return [finding.words for _, finding in notifying.findings(here.client.ledger, here.now) if finding.kind == "stale"]
+
+
+def test_a_set_that_counts_no_more_is_told(tmp_path: Path, ledger_url: str) -> None:
+    """A reader whose only set was refused has nothing; one whose set was never there waits for the first, and that is no news."""
+    with shelf(tmp_path, ledger_url) as here:
+        ledger = here.client.ledger
+        publishing.declare(ledger, Contract("job", "dash", 86_400, "serve"), "me", here.now)
+        assert stale_words(here) == []
+        for version, why in (
+            (1, "stale: there is nothing left for dash to read: version 1, the last, counts no more"),
+            (2, None),
+        ):
+            here.open(here.now)
+            here.load({"a": f"x{version}"})
+            assert stale_words(here) == []
+            if why is not None:
+                with ledger.db.transaction("refuse") as tx:
+                    assert tx.count("publication_refuse", job="job", version=version, why="judged again")
+                assert stale_words(here) == [why]
+
+
+def test_a_wrong_clock_is_named(tmp_path: Path, ledger_url: str) -> None:
+    """Of a set whose date lies ahead no age is told, neither by an alarm nor by `why`; and readers are said to go on with the
+    one that they get."""
+    with shelf(tmp_path, ledger_url) as here:
+        ledger = here.client.ledger
+        publishing.declare(ledger, Contract("job", "dash", 3600, "block"), "me", here.now)
+        here.open(here.now + timedelta(days=2))
+        here.load({"a": "x"})
+        (words,) = stale_words(here)
+        assert words.startswith("stale: of no known age: by its date its input was read 2 d")
+        assert words.endswith("so a clock was wrong")
+        assert not any("needs the next" in s for s in known(ledger, here.client.blobs, "job", here.now).sentences)
+        here.open(here.now)
+        here.load({"a": "y"})
+        assert stale_words(here) == []
+        with ledger.db.transaction("missed") as tx:
+            entries.journal(
+                tx, here.now, "job", None, "deadline_missed", "it has passed", n_open=1, at_deadline="last_publication"
+            )
+            tx.run("job_missed", name="job", now=to_us(here.now + timedelta(days=9)), given_up="last_publication")
+        seen = publishing.newest(ledger, "job", here.now)
+        assert seen is not None
+        assert views.figures(ledger, "job").served == seen.version == 2
 
 
 # ----------------------------------------------------------------------------------------------------------- end to end

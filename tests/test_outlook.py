@@ -304,6 +304,38 @@ def test_what_another_plan_spent_is_not_left_for_this_one(tmp_path: Path) -> Non
         assert told.cannot_exceed_micros == 1_000_000 - spent
 
 
+def test_of_shards_that_come_from_an_earlier_plan_a_canary_says_nothing(tmp_path: Path) -> None:
+    """Where prices changed, what an earlier plan did not send goes on in the latest: its canary never drew from that."""
+    with office(tmp_path) as client:
+        job(client, tmp_path, [CAP] * ROWS).open()
+        (tmp_path / "prices.toml").write_text(
+            '[[price]]\nprovider = "openai"\nmodel = "gpt-6-luna"\ntier = "batch"\ninput = "1"\noutput = "5"\n'
+            'since = 2026-01-01\nsource = "a contract"\n'
+        )
+        told = after(job(client, tmp_path, [CAP] * ROWS + [1] * ROWS), 60)
+        assert told.n_pending > 0
+        assert told.guaranteed_micros is None
+
+
+def test_rows_that_are_paid_again_are_in_the_guarantee(tmp_path: Path) -> None:
+    """What was billed for answers that never came is no part of what the job must still cost, for those are asked again."""
+    with office(tmp_path) as client:
+        writer(client).states_usage = True
+        handle = job(client, tmp_path)
+        drawn = set(canary_rows(handle))
+        told = after(handle, 20)
+        writer(client).meets = {n: "missing_billed" for n in range(ROWS) if n % 3 and n not in drawn}
+        for batch in writer(client).batches.values():
+            if len(batch.bodies) > 200:
+                batch.fates = [writer(client).meets.pop(row_of(body)[0], "ok") for body in batch.bodies]
+        writer(client).meets.clear()
+        while told.n_pending > SHARD_ROWS:
+            told = after(handle, 100)
+        handle.run()
+        assert told.guaranteed_micros is not None
+        assert truth(client) <= told.guaranteed_micros
+
+
 # ------------------------------------------------------------------------------------------------------------------- faces
 
 
@@ -461,6 +493,7 @@ def under_way(draw: st.DrawFn) -> tuple[module._Planned, module._Work, module._P
         blank = {
             "held_micros": 0,
             "redo_micros": 0,
+            "twice_micros": 0,
             "provider": "fake",
             "attempt": 1,
             "role": "work",
@@ -495,7 +528,8 @@ def under_way(draw: st.DrawFn) -> tuple[module._Planned, module._Work, module._P
     lengths = tuple(draw(st.lists(st.integers(0, CAP), min_size=2, max_size=30)))
     homes = tuple(f"s{draw(st.integers(0, 3))}" for _ in lengths)
     per_bound = draw(st.none() | st.fractions(0, 1, max_denominator=50))
-    pilot = draw(st.none() | st.just(module._Pilot(lengths[: plan.n_new], homes[: plan.n_new], per_bound)))
+    aside = tuple(draw(st.lists(st.tuples(st.sampled_from(["s0", "s1"]), st.integers(1, 9)), max_size=2)))
+    pilot = draw(st.none() | st.just(module._Pilot(lengths[: plan.n_new], homes[: plan.n_new], per_bound, aside)))
     if pilot is not None and len(pilot.lengths) < 2:
         pilot = None
     return plan, work, pilot, draw(st.none() | st.integers(work.paid + work.held, work.paid + 10**6))
@@ -534,6 +568,7 @@ def test_what_may_be_moved_may_cost_what_it_costs_there() -> None:
     shard |= {
         "vector": zlib.compress(bytes(10)),
         "redo_micros": 0,
+        "twice_micros": 0,
         "confirmed_micros": 0,
         "held_micros": shard["worst_micros"],
     }

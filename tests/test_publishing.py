@@ -253,8 +253,8 @@ def test_a_load_by_hand_says_that_the_answers_changed_meanwhile(
 
 
 def test_a_frame_that_was_answered_is_read_by_its_name(tmp_path: Path) -> None:
-    """`canwait.map` loads nothing, and what it made is a publication all the same; running it again renews the age, for
-    nothing, and with the same file."""
+    """`canwait.map` loads nothing, and what it made is a publication all the same; only the frame that is given anew
+    renews its age, for nothing, and with the same file."""
     frame = pd.DataFrame({"id": ["a", "b"], "text": ["one", "two"]})
     terms: dict[str, Any] = {"model": "openai/gpt-6-luna", "key": "id", "prompt": "{{ text }}", "budget_usd": 1}
     with client_of(tmp_path, lambda text: {"label": text}) as client:
@@ -269,6 +269,10 @@ def test_a_frame_that_was_answered_is_read_by_its_name(tmp_path: Path) -> None:
         assert [(hit.key, hit.value) for hit in first.rows()] == [("a", {"label": "one"})]
         client.clock.sleep(60)
         work.run()
+        same = publishing.newest(client.ledger, "mapped", client.clock.now())
+        assert same is not None
+        assert same.source_as_of == made.source_as_of  # a frame is copied once
+        canwait.map(frame, "mapped", max_output_tokens=9, output=schema, client=client, **terms).run()
         again = publishing.newest(client.ledger, "mapped", client.clock.now())
         assert again is not None
         assert (again.version, again.blob, again.rows, again.failed, again.cost_micros) == (2, made.blob, 1, 1, 0)

@@ -27,9 +27,11 @@ from pydantic import BaseModel
 import canwait
 from canwait import errors, publishing
 from canwait.drills.histories import VirtualClock
-from canwait.freshness import Blocked, Contract, Fresh, NeverBuilt, OnStale, Publication, Stale
+from canwait.freshness import Blocked, Contract, Fresh, Live, NeverBuilt, OnStale, Publication, Stale
+from canwait.providers.fake import Temper
 from canwait.types import Limits
 from gated import Model, client_of, job, right
+from prompted import adopted
 from shelf import Shelf, shelf
 from simulated import changed, desk
 
@@ -182,8 +184,8 @@ def test_readers_of_real_answers_get_their_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("terms", "says"),
     [
-        ({"max_age": "1h", "on_stale": "live"}, "`live` is not served"),
-        ({"max_age": "1h", "on_stale": "maybe"}, "expected serve, block or refresh"),
+        ({"max_age": "1h", "on_stale": "live"}, "are stated together"),
+        ({"max_age": "1h", "on_stale": "maybe"}, "expected serve, block, refresh or live"),
         ({"max_age": "1h", "on_stale": "refresh"}, "are stated together"),
         ({"max_age": "1h", "refresh": "job.yaml"}, "are stated together"),
         ({"max_age": "soon"}, "max_age"),
@@ -221,7 +223,7 @@ def test_a_revision_to_block_counts_though_the_code_says_serve(books: Shelf, rev
 
 
 def test_without_terms_a_reader_has_those_that_were_stated(books: Shelf) -> None:
-    """Its age, and what is done past it; what code says beside counts where it is stricter. `live` is refused here too."""
+    """Its age, and what is done past it; what code says beside counts where it is stricter. `live` needs to know how."""
     books.publish({"a": "bug"})
     books.wait(hours=2)
     ledger = books.client.ledger
@@ -230,7 +232,7 @@ def test_without_terms_a_reader_has_those_that_were_stated(books: Shelf) -> None
     assert isinstance(books.reader().outcome, Stale)
     assert isinstance(books.reader(on_stale="block").outcome, Blocked)
     publishing.declare(ledger, Contract("job", "quick", 3600, "live"), "ada", books.now)
-    with pytest.raises(errors.SpecError, match="`live` is not served"):
+    with pytest.raises(errors.SpecError, match="live_budget_usd"):
         books.reader("quick")
     publishing.declare(ledger, Contract("job", "again", 3600, "refresh"), "ada", books.now)
     assert isinstance(books.reader("again").outcome, Stale)
@@ -555,17 +557,40 @@ class Made:
 
 class Reading(RuleBasedStateMachine):
     """Publications of any input in any order, by writers whose clocks are right or wrong, inputs that are found changed,
-    revisions, new terms and reads, while time passes."""
+    rows that change, a provider that is down and up again, revisions, new terms and reads, while time passes."""
 
     @initialize()
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.books = Shelf(Path(self.folder.name), f"sqlite:///{self.folder.name}/ledger.db")
+        self.prompt = adopted(self.books.client, right, "openai/standard")
+        self.rows: list[tuple[datetime, str]] = []  # as the source has the one row, since when
+        self.gives_row = True
+        self.change_the_row(0)
         self.made: list[Made] = []
         self.code: dict[str, Contract] = {}  # by reader: what its code accepts
         self.declared: dict[str, Contract] = {}
         self.stated: dict[str, Contract] = {}  # what counts in the ledger
         self.open: dict[str, Any] = {}
+
+    def reader(self, name: str, stale: OnStale, **terms: Any) -> Any:
+        if stale == "live":
+            terms |= {"live": self.books.job, "live_budget_usd": 1, "live_within": "2s"}
+        return self.books.reader(name, **terms)
+
+    @rule(n=st.integers(1, 3))
+    def change_the_row(self, n: int) -> None:
+        self.books.wait(microseconds=1)  # what was read before is no later than this
+        self.rows.append((self.books.now, f"row {n}"))
+        (self.books.folder / "rows.csv").write_text(f"id,text\nrow,row {n}\n", "utf-8")
+
+    @rule(gives_row=st.booleans())
+    def give_the_row_or_have_it_looked_up(self, gives_row: bool) -> None:
+        self.gives_row = gives_row
+
+    @rule(is_down=st.booleans())
+    def take_the_provider_down(self, is_down: bool) -> None:
+        self.prompt.temper = Temper(unreachable=float(is_down))
 
     def seen(self, now: datetime) -> Made | None:
         """The one of the latest input, of those that may be dated so; or what was made after it and may not."""
@@ -629,16 +654,20 @@ class Reading(RuleBasedStateMachine):
         self.opened(self.books.now, other=True)
         self.books.open(self.books.now)
 
-    @rule(name=st.sampled_from(["one", "two"]), hours=st.sampled_from([1, 24, 48]), serve=st.booleans())
-    def declare(self, name: str, hours: int, serve: bool) -> None:
-        stale: OnStale = "serve" if serve else "block"
-        self.open[name] = self.books.reader(name, max_age=f"{hours}h", on_stale=stale)
+    @rule(
+        name=st.sampled_from(["one", "two"]), hours=st.sampled_from([1, 24, 48]),
+        stale=st.sampled_from(["serve", "block", "live"]),
+    )  # fmt: skip
+    def declare(self, name: str, hours: int, stale: OnStale) -> None:
+        self.open[name] = self.reader(name, stale, max_age=f"{hours}h", on_stale=stale)
         self.code[name] = Contract("job", name, hours * 3600, stale)
         if self.declared.get(name) != self.code[name]:  # saying the same again leaves a revision as it is
             self.declared[name] = self.stated[name] = self.code[name]
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data(), hours=st.sampled_from([1, 24, 72]), stale=st.sampled_from(["serve", "block", "refresh"]))
+    @rule(
+        data=st.data(), hours=st.sampled_from([1, 24, 72]), stale=st.sampled_from(["serve", "block", "refresh", "live"])
+    )
     def revise(self, data: st.DataObject, hours: int, stale: OnStale) -> None:
         name = data.draw(st.sampled_from(sorted(self.open)))
         self.stated[name] = Contract("job", name, hours * 3600, stale)
@@ -648,35 +677,53 @@ class Reading(RuleBasedStateMachine):
     @rule(data=st.data())
     def take_what_is_stated(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.open)))
-        if self.stated[name].on_stale != "live":
-            self.open[name] = self.books.reader(name)
-            self.code[name] = self.stated[name]
+        self.open[name] = self.reader(name, self.stated[name].on_stale)
+        self.code[name] = self.stated[name]
+
+    def kind(self, name: str) -> type:
+        """What this reader gets past its contract."""
+        terms = {self.code[name].on_stale, self.stated[name].on_stale}
+        if "block" in terms:
+            return Blocked
+        if self.code[name].on_stale == "live":
+            return Live
+        return Blocked if "live" in terms else Stale
 
     @invariant()
     def nothing_older_than_its_contract_is_fresh(self) -> None:
-        now = self.books.now
         for name, labels in self.open.items():
-            code, stated = self.code[name], self.stated[name]
-            limit = timedelta(seconds=min(code.max_age_s, stated.max_age_s))
-            serves = code.on_stale != "block" and stated.on_stale != "block"
-            outcome, seen = labels.outcome, self.seen(now)
+            now = self.books.now  # asking live takes time
+            limit = timedelta(seconds=min(self.code[name].max_age_s, self.stated[name].max_age_s))
+            outcome, seen, kind = labels.outcome, self.seen(now), self.kind(name)
             if seen is None:
+                assert type(outcome) is (Live if kind is Live else NeverBuilt)
+            else:
+                age = now - seen.as_of
+                fresh = age <= limit and not self.is_wrong(seen, now)
+                assert type(outcome) is (Fresh if fresh else kind)
+                assert outcome.publication.version == seen.version
+                assert outcome.publication.effective_until == seen.until
+                if fresh and seen.as_of == seen.read:
+                    assert now - seen.read <= limit
+            try:
+                hit = labels.get("row", {"text": self.rows[-1][1]} if self.gives_row else None)
+            except errors.NotBuilt:
                 assert isinstance(outcome, NeverBuilt)
                 continue
-            assert outcome.publication.version == seen.version
-            assert outcome.publication.effective_until == seen.until
-            age = now - seen.as_of
-            assert outcome.age == age
-            fresh = age <= limit and not self.is_wrong(seen, now)
-            assert type(outcome) is (Fresh if fresh else Stale if serves else Blocked)
-            if fresh and seen.as_of == seen.read:
-                assert now - seen.read <= limit
-            try:
-                hit = labels.get("row")
             except errors.StaleResult:
-                assert isinstance(outcome, Blocked)
+                assert isinstance(outcome, Blocked) or (isinstance(outcome, Live) and self.prompt.temper.unreachable)
                 continue
-            assert (hit.stale, hit.age, hit.version) == (not fresh, age, seen.version)
+            if isinstance(outcome, Live):
+                assert (hit.live, hit.stale, hit.version) == (True, False, None)
+                assert timedelta(0) <= hit.age <= limit
+                read_at = self.books.now - hit.age
+                stood = [text for since, text in self.rows if since <= read_at][-1]
+                assert json.loads(hit.value)["why"] == f"Classify: {stood}"
+                continue
+            assert isinstance(outcome, Fresh | Stale)
+            assert seen is not None
+            assert outcome.age == age
+            assert (hit.live, hit.stale, hit.age, hit.version) == (False, not fresh, age, seen.version)
             assert hit.effective_until == seen.until
 
     def teardown(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,15 @@ import pytest
 from canwait import judging, rescue, settling, views
 from canwait.blobs import Blobs
 from canwait.db import connect
-from canwait.errors import Ambiguous, Busy, KeyRefused
+from canwait.errors import Ambiguous, Busy, CanwaitError, KeyRefused, Unreachable
 from canwait.ledger import Ledger
 from canwait.lifecycle import CAUSES
+from canwait.price import cost_micros, worst_micros
 from canwait.providers.wrap import Fault, Faulty
 from canwait.settling import Fate, Fates
 from canwait.types import Batch, BatchStatus, MarkClass, Outcome, Quality, Usage
-from moving import ADAPTER, HOUR_S, SLOW, Moving
-from world import LOST, Dead, End, Row, body_of, failed
+from moving import ADAPTER, HOUR_S, SLOW, STANDARD, Moving
+from world import LOST, Dead, End, Row, body_of, bounds, failed
 
 SLOWLY = 0.01  # rows a second
 
@@ -119,6 +121,50 @@ def test_a_deadline_too_close_for_any_batch_sends_none(world: Callable[..., Movi
     w = world(sizes=(4,), deadline_s=300).run()
     assert (w.sent, w.moved) == ([], [[0, 1, 2, 3]])
     balanced(w)
+
+
+def test_rows_that_are_moved_keep_no_other_batch_from_being_looked_at(world: Callable[..., Moving]) -> None:
+    """While the other tier works, and is asked often how far it is, the batches that are still out are moved in their turn."""
+    w = world(
+        sizes=(10,) * 8,
+        ends=[SLOW] * 8,
+        deadline_s=6 * HOUR_S,
+        rate=SLOWLY,
+        rows_per_s=SLOWLY,
+        max_rows=10,
+        micros=10_000,
+    )
+    w.provider.finishes, w.provider.cancel_s = 0.0, 590
+    w.run()
+    assert sum(map(len, w.moved)) == 80
+    assert (w.outcomes, w.late_s < 0) == (["OK"] * 80, True)
+    balanced(w)
+
+
+@pytest.mark.parametrize("sizes", [(4,), (4, 4)])
+@pytest.mark.parametrize("error", [Busy("429"), Unreachable("no route")])
+def test_what_a_provider_never_takes_is_moved(
+    world: Callable[..., Moving], sizes: tuple[int, ...], error: CanwaitError
+) -> None:
+    """While no batch can be created, its rows are answered row by row in time, and held once."""
+    w = world(sizes=sizes, faults={"submit": repeat(Fault(lambda: error))}, rate=SLOWLY, rows_per_s=SLOWLY, micros=1000)
+    w.run()
+    assert (w.sent, w.outcomes, w.late_s < 0) == ([], ["OK"] * sum(sizes), True)
+    balanced(w)
+
+
+def test_what_was_moved_is_reserved_at_the_price_of_its_sending(world: Callable[..., Moving]) -> None:
+    """A tier that got dearer while rows waited for it is reserved at its new price, not at the one of their move."""
+    w = world(sizes=(4,), deadline_s=300, micros=1000)
+    while w.ledger.query("shards", job="job")[-1]["provider"] != ADAPTER:
+        w.step()
+    dear = replace(STANDARD, input=5 * STANDARD.input, output=5 * STANDARD.output)
+    w.state(True, price=dear)
+    w.until("submitted")
+    assert w.money == (worst_micros([bounds(body_of(n)) for n in range(4)], dear), 0)
+    w.state(True)  # cheap again, while rows hold money at the dear price
+    w.run()
+    assert w.money == (0, sum(cost_micros([u for _, u in w.net.ran(b)], dear) for b in w.net.batches.values()))
 
 
 def test_without_a_rate_nothing_is_moved(world: Callable[..., Moving]) -> None:
@@ -385,7 +431,8 @@ def test_what_a_cancelled_batch_bills_for_nothing_is_reported(world: Callable[..
     w = world(sizes=(4,), ends=[SLOW], micros=1000, rows={0: [LOST]}).run()
     assert w.executed == {0: 2, 1: 1, 2: 1, 3: 1}
     assert w.outcomes == ["OK"] * 4
-    twice = w.ledger.query("paid_twice", job="job")
+    shards = w.ledger.query("plan_money", job="job", plan=w.ledger.job("job")["plan"])
+    twice = [shard for shard in shards if shard["twice_micros"]]
     assert [t["provider"] for t in twice] == ["fake"]
     settled = [t for t in w.told("settled") if t.get("paid_twice_micros")]
     assert settled[0]["paid_twice_micros"] == twice[0]["twice_micros"] > 0
@@ -502,6 +549,16 @@ def test_what_is_out_at_the_deadline_is_stopped_and_harvested(
     assert w.told("deadline_missed") == [{"n_open": n_open, "at_deadline": word}]
     assert w.ledger.job("job")["given_up"] == word
     balanced(w)
+
+
+def test_a_paused_job_ends_at_its_deadline_too(world: Callable[..., Moving]) -> None:
+    """What the job file says is done at the deadline is done to shards that a pause keeps from being sent."""
+    w = world(sizes=(4, 3), ends=[SLOW], mark=MarkClass.UNMARKED, moves=False, at_deadline="load_without", micros=20)
+    w.until("submitted")
+    w.ledger.pause_job("job", "out of credit", w.now)
+    w.run()
+    assert w.outcomes == ["OK", "OK", "CANCELLED", "CANCELLED", "CANCELLED", "CANCELLED", "CANCELLED"]
+    assert w.money == (0, w.billed)
 
 
 def test_a_job_that_is_done_in_time_misses_nothing(world: Callable[..., Moving]) -> None:

@@ -18,7 +18,6 @@ from canwait.schedule import (
     Pace,
     Turnaround,
     Way,
-    by_pace,
     choose,
     latest_start,
     pace,
@@ -161,16 +160,6 @@ def test_a_pace_that_was_not_measured_has_a_margin() -> None:
     assert by_run.rows_per_s == pytest.approx(5)
     assert by_run.basis == "the slowest of 2 past runs / 1.4; 99 past runs would tell more"
     assert pace([], None) is None
-    assert by_pace([], None, 10) is None
-
-
-def test_a_row_by_row_tier_takes_as_long_as_its_past_rates_say() -> None:
-    """20 past rates give a curve for these rows; fewer give one step at the careful pace."""
-    curve, step = by_pace([2.0] * 10 + [1.0] * 10, None, 3600), by_pace([1.4], None, 3600)
-    assert curve is not None
-    assert step is not None
-    assert (curve.known, curve.back(1800), curve.back(3600)) == (True, 0.5, 1)
-    assert (step.known, step.back(3599), step.back(3601)) == (False, 0, 1)
 
 
 def test_the_latest_safe_start_leaves_the_redo_and_the_cancel() -> None:

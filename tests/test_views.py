@@ -29,6 +29,21 @@ def test_every_line_counts_as_often_as_rows_wait_for_it(lines: list[tuple[Outcom
     ]
 
 
+@given(
+    st.lists(st.sampled_from(Outcome), max_size=60),
+    st.lists(st.integers(0, 3), min_size=60, max_size=60),
+    st.booleans(),
+)
+def test_no_short_way_counts_otherwise(outcomes: list[Outcome], weights: list[int], once: bool) -> None:
+    """Whatever the lines and their weights, one row each or not, what is counted is what adding one by one gives."""
+    weights = [1] * len(outcomes) if once else weights[: len(outcomes)]
+    counted = dict.fromkeys(outcomes, 0)
+    for outcome, weight in zip(outcomes, weights, strict=True):
+        counted[outcome] += weight
+    packed = zlib.compress(array("I", weights).tobytes(), 9 if once and len(outcomes) % 2 else -1)
+    assert dict(views._counted(zlib.compress(bytes(outcomes)), packed)) == counted
+
+
 def test_figures_follow_the_ledger() -> None:
     """What was counted before a shard was settled is not what is shown after it."""
     with closing(Ledger(connect("sqlite://"))) as ledger:

@@ -21,6 +21,7 @@ from canwait.watching import (
     Blocked,
     Growing,
     History,
+    Lengths,
     Reached,
     Slow,
     State,
@@ -342,17 +343,18 @@ def test_drift_is_told_only_when_it_is_no_chance() -> None:
     """Answers of 60 tokens where 50 were planned at most are told; of 50 on average hardly ever, at 200 looks together."""
     rng = Random(4)
 
-    def answers(mean: int) -> list[int]:
-        return [min(100, max(0, round(rng.gauss(mean, 15)))) for _ in range(200)]
+    def answers(mean: int) -> Lengths:
+        lengths = tuple(min(100, max(0, round(rng.gauss(mean, 15)))) for _ in range(200))
+        return Lengths(lengths, 10_000, 200, sum(lengths))
 
-    found = drift("labels", answers(60), 10_000, 100, 500_000)
+    found = drift("labels", answers(60), 100, 500_000, "500 earlier rows")
     assert found is not None
     assert 500_000 < found.at_least < 600_000
     assert found.words == (
-        f"drift: the job needs at least {found.at_least:,} output tokens; planned were at most 500,000 (200 answers)"
+        f"drift: the job needs at least {found.at_least:,} output tokens (200 rows have ended); planned were at most 500,000 by "
+        "500 earlier rows"
     )
-    assert sum(drift("labels", answers(50), 10_000, 100, 500_000) is not None for _ in range(40)) <= 5
-    assert drift("labels", [100], 10_000, 100, 1) is None
+    assert sum(drift("labels", answers(50), 100, 500_000, "b") is not None for _ in range(40)) <= 5
 
 
 @given(st.floats(0, 40), st.floats(0, 40), st.floats(0.1, 40), st.integers(0, 60))

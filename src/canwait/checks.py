@@ -1,7 +1,8 @@
 """Free checks of every answer: the rules of a job, each an expression or a function of the user's. Pure.
 
 An expression sees the fields of the answer, `output` (the whole answer) and `key`, in the sandbox that prompts run in. An
-answer that a rule says no to breaks it, and so does one over which the rule cannot be evaluated.
+answer that a rule says no to breaks it, and so does one over which the rule cannot be evaluated. One rule is ours: the
+languages of language.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jinja2 import TemplateSyntaxError, nodes
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 
+from . import language
 from .render import Template, did_you_mean, prompt_faults, sandbox
 
 Function = Callable[[Any, str], object]  # (answer, key) -> whether it is good
@@ -59,7 +61,9 @@ def rule_fault(rule: str, fields: Iterable[str] | None) -> str | None:
 
 def is_of_the_answer(rule: str) -> bool:
     """Whether a rule needs to know nothing but the answer."""
-    return function_of(rule) is None and "key" not in find_undeclared_variables(_parsed(rule))
+    if function_of(rule):
+        return False
+    return language.codes_of(rule) is not None or "key" not in find_undeclared_variables(_parsed(rule))
 
 
 def judge_prompt(text: str) -> str:
@@ -78,35 +82,56 @@ def judge_prompt(text: str) -> str:
 class Rules:
     """The rules of one job."""
 
-    def __init__(self, rules: Sequence[str], functions: Mapping[str, Function] | None = None, *, is_json: bool) -> None:
-        """`functions`: those that rules name; `is_json`: answers have fields."""
+    def __init__(
+        self,
+        rules: Sequence[str],
+        functions: Mapping[str, Function] | None = None,
+        *,
+        is_json: bool,
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`functions`: those that rules name; `is_json`: answers have fields; `schema`: what is known of them."""
         self.words = tuple(rules)
+        self.n_untold = 0  # answers so far that keep every rule, but whose language could not be told
         self._is_json = is_json
-        self._rules = [(functions or {}).get(rule) or _expression(rule) for rule in rules]
+        self._rules = [(functions or {}).get(rule) or _language(rule, schema) or _expression(rule) for rule in rules]
         alike = all(map(is_of_the_answer, rules))
-        self._of_short = lru_cache(_KEPT)(lambda text: self._first_broken("", text)) if alike else None
+        self._of_short = lru_cache(_KEPT)(lambda text: self._seen("", text)) if alike else None
 
     def broken(self, key: str, text: str) -> int | None:
         """The first rule that an answer breaks, counted from 0."""
         if not self._rules:
             return None
-        if self._of_short is not None and len(text) <= _KEPT_CHARS:
-            return self._of_short(text)
-        return self._first_broken(key, text)
+        known = self._of_short if len(text) <= _KEPT_CHARS else None
+        rule, is_untold = known(text) if known else self._seen(key, text)
+        self.n_untold += is_untold
+        return rule
 
-    def _first_broken(self, key: str, text: str) -> int | None:
+    def _seen(self, key: str, text: str) -> tuple[int | None, bool]:
+        """And whether it breaks none, and its language cannot be told."""
         try:
             answer = orjson.loads(text) if self._is_json else text
         except orjson.JSONDecodeError:  # of nothing can be said that it holds
-            return 0
-        return next((n for n, holds in enumerate(self._rules) if not _is_kept(holds, answer, key)), None)
+            return 0, False
+        is_untold = False
+        for n, holds in enumerate(self._rules):
+            if not (said := _said(holds, answer, key)):
+                return n, False
+            is_untold |= said is language.UNTOLD
+        return None, is_untold
 
 
-def _is_kept(rule: Function, answer: Any, key: str) -> bool:
+def _said(rule: Function, answer: Any, key: str) -> object:
     try:
-        return bool(rule(answer, key))
+        said = rule(answer, key)
+        return said if said is language.UNTOLD else bool(said)
     except Exception:  # whatever a function of the user's raises, or an expression finds in the answer
         return False
+
+
+def _language(rule: str, schema: Mapping[str, Any] | None) -> Function | None:
+    codes = language.codes_of(rule)
+    return None if codes is None else language.checker(codes, schema)
 
 
 def _expression(rule: str) -> Function:

@@ -57,7 +57,7 @@ from .quoted import Cost as Cost
 from .quoted import JobPlan as JobPlan
 from .quoted import cost_of
 from .settings import Settings, settings
-from .types import AtDeadline, Endpoint, Job, Outcome, Plan, Price, Rescue, ShardState, Terms, Tier
+from .types import AtDeadline, Endpoint, Job, JobState, Outcome, Plan, Price, Rescue, Shard, ShardState, Terms, Tier
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -202,7 +202,9 @@ class JobHandle:
     ) -> None:
         self.client, self.value, self._source, self._frame, self._table = client, job, source, frame, table
         self._output, self._file = output, file
+        self._taken_at = None if frame is None else client.clock.now()  # of rows that come once, and are kept
         self.gate_kept: str | None = None  # what was opened last stands behind another gate than the file's: in words
+        self.asked_again: str | None = None  # what the last run asked again by itself: in words
 
     @property
     def name(self) -> str:
@@ -295,6 +297,7 @@ class JobHandle:
             with ExitStack() as kept:
                 folder = kept.enter_context(self.client.blobs.scratch())
                 self.client.closing(kept.pop_all().close)
+            self._taken_at = self.client.clock.now()
             source = keep_stdin(source, sys.stdin.buffer, folder)
         s = self.client.settings
         return open_source(source, self.value.base_dir, env=s.env, scratch=s.scratch)
@@ -351,13 +354,14 @@ class JobHandle:
         for the budget is stated. only: send failed rows again and no others: `failed`, `failed:CAUSE`, `expired`,
         `missing`, `cancelled`; or what its gate refused: `rejected`, `rejected:STRATUM`, `rejected:RULE`, `rejected:CAUSE`.
         tell: whom to tell of its end, once, like `mailto:me@example.com` (docs/notifications.md). past_canary: go on though
-        the free checks stopped it (docs/gate.md).
+        the free checks, or who judged its canary, stopped it (docs/gate.md).
 
         Raises BudgetExceeded before anything is sent, SourceError for bad rows, KeyRefused; of a
         frame, JobPaused or NotFinished when there is no frame to return yet, which figures say otherwise.
         """
         c = self.client
         asked = notifying.targets(tell if isinstance(tell, str) else " ".join(tell), "tell")
+        self.asked_again = None
         if only is None:
             self.open(plan=plan, approve=approve)
         else:
@@ -367,8 +371,7 @@ class JobHandle:
         notifying.tell(c.ledger, self.name, asked, c.clock.now())
         feeding = notifying.feeding(c.ledger, c.blobs, c.settings.env, c.clock, self.name, watch)
         with nullcontext(watch) if c.settings.simulated else feeding as look:
-            self.client.engine.run(self.name, until=until, watch=look)
-        figures = self._finish(until)
+            figures = self._run(until, look)
         if not c.settings.simulated:
             ended = figures.finished
             notifying.after_run(c.ledger, c.settings.env, c.clock, self.name, ended=ended, blobs=c.blobs)
@@ -419,7 +422,7 @@ class JobHandle:
                 gate = judging.quality_of(c.ledger, self.name, value.digest)
                 self.gate_kept = judging.unlike(gate, self.value.quality)
                 publishing.opened(
-                    c.ledger, self.value, value.digest, as_of=began if kept else value.source_as_of,
+                    c.ledger, self.value, value.digest, as_of=self._taken_at or (began if kept else value.source_as_of),
                     source=prepared.source, tier=value.tier.value, window_s=self._window_s(provider), now=now,
                 )  # fmt: skip
                 return value
@@ -512,13 +515,18 @@ class JobHandle:
         return resume.state_of(self.value) if self._source is None else None
 
     def _check_target(self) -> None:
-        """Raises SpecError for a target that rows could not be loaded into: before anything is paid."""
+        """Raises SpecError for a target that rows could not be loaded into, or a check that cannot be made here: before
+        anything is paid."""
         from .addresses import local_path
+        from .language import fault_of
         from .load import check_columns
         from .sinks.opening import open_sink
+        from .spec import problems_at
 
         job, s = self.value, self.client.settings
         check_columns(job)
+        if job.quality is not None and (fault := fault_of(job.quality.rules)):
+            raise SpecError(problems_at(self._file, "quality.language", [fault]), hint="nothing was sent")
         if job.load is not None:
             path = local_path(job.source.uri, job.base_dir)
             source = path if self._source is None and path is not None and path.is_file() else None
@@ -535,37 +543,50 @@ class JobHandle:
 
     def _again(self, selector: str, plan: str | JobPlan | None) -> None:
         """Open shards for rows that failed and that a person wants sent again. Raises NotFound when there are none."""
-        from . import landing
-        from .inspection import rejected
-        from .resend import is_rejected, parse, select
+        from . import asking
 
-        judged = is_rejected(selector)
-        if not judged:
-            parse(selector)
+        asking.check(selector)
         self.open(plan=plan, again=True)
-        c, withdraw = self.client, None
-        if judged:
-            lot, chosen = rejected(c.ledger, c.blobs, self.name, selector.partition(":")[2])
-            withdraw = partial(judging.stands, lot=lot)
-        else:
-            chosen = select(c.ledger, c.blobs, self.name, selector)
-        shards: list[tuple[NewShard, list[int]]] = []
-        for root, lines in chosen:
-            manifest = landing.read_manifest(c.blobs.path(root.manifest_blob))
-            tried = len(c.ledger.query("shards_of_root", root=root.id))
-            new = c.engine.follow_up(root, manifest, lines, 1, c.ledger.terms(root), why=f"{selector} {tried}")
-            shards.append((new, lines))
-        if not shards:
-            raise NotFound(what="rows", name=f"`{selector}`", hint="`canwait status` says what failed, and why")
-        c.ledger.add_shards(self.name, shards, f"a person asked for `{selector}` again", c.clock.now(), withdraw)
+        c = self.client
+        asking.again(c.ledger, c.blobs, self.name, selector, self._follow_up, c.clock.now())
+        self._gate_next()
+
+    def _gate_next(self) -> None:
+        """Of answers that are asked again nobody has said anything: they stand before the gate as the job file has it now."""
+        ledger, stated = self.client.ledger, self.value.quality
+        plan = ledger.job(self.name)["plan"]
+        judging.put_gate(ledger, self.name, plan, stated, self.client.clock.now())
+        self.gate_kept = judging.unlike(judging.quality_of(ledger, self.name, plan), stated)
+
+    def _follow_up(
+        self, root: Shard, manifest: Any, lines: Sequence[int], attempt: int, terms: Terms, why: str
+    ) -> NewShard:
+        return self.client.engine.follow_up(root, manifest, lines, attempt, terms, why=why)
+
+    def _run(self, until: datetime | None, watch: Callable[[], None]) -> views.Figures:
+        """Until nothing of it is open, also of what the gate has sent, or sent again, by itself."""
+        from .asking import rerun
+
+        c = self.client
+        while True:
+            ended = c.engine.run(self.name, until=until, watch=watch)
+            figures = self._finish(until)
+            if ended and figures.state is JobState.REFUSED and not self.asked_again:
+                self.asked_again = rerun(c.ledger, c.blobs, self.name, self._follow_up, c.clock.now())
+                if self.asked_again:
+                    self._gate_next()
+            if not ended or not c.ledger.next_due(self.name)[1]:
+                return figures
 
     def _finish(self, until: datetime | None = None) -> views.Figures:
         """Where the job stands now; when nothing is open its rows are loaded, unless a gate stands before them."""
-        from .inspection import opened
+        from .inspection import canary, opened
 
         c = self.client
         figures = views.figures(c.ledger, self.name)
-        if figures.finished and not figures.withheld:
+        if not figures.finished:
+            canary(c.ledger, c.blobs, self.name, c.clock.now(), self.value.base_dir)
+        elif not figures.withheld:
             lot = opened(c.ledger, c.blobs, self.name, c.clock.now(), self.value.base_dir)
             if lot is not None and lot.awaits_judge:
                 self._hear_judge(lot, until)

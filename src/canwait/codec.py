@@ -126,6 +126,10 @@ def plan_from_json(raw: Mapping[str, Any]) -> Plan:
             "shard_ids": tuple(raw["shard_ids"]),
             "source_as_of": datetime.fromisoformat(raw["source_as_of"]),
             "created_at": datetime.fromisoformat(raw["created_at"]),
-            "canary": Canary(raw["canary"]["shard"], tuple(raw["canary"]["homes"])) if raw.get("canary") else None,
+            "canary": canary_from_json(raw["canary"]) if raw.get("canary") else None,
         }
     )
+
+
+def canary_from_json(raw: Mapping[str, Any]) -> Canary:
+    return Canary(raw["shard"], tuple(raw["homes"]), tuple((place, n) for place, n in raw.get("aside", ())))

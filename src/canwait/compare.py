@@ -168,11 +168,6 @@ def surely_exceeds(k: int, n: int, share: float, *, sure: float = _SURE) -> bool
     return won - k * log(share) - (n - k) * log1p(-share) >= log(1 / (1 - sure))
 
 
-def at_least(k: int, n: int, *, sure: float = _SURE) -> float:
-    """The share that a proportion surely reaches, `k` of `n` having been seen: the one-sided Clopper-Pearson bound."""
-    return _lower(k, n, 1 - sure)
-
-
 def _lower(k: int, n: int, tail: float) -> float:
     """The share at which `k` or more of `n` are seen with probability `tail`."""
     if k == 0:

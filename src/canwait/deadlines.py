@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import accumulate, pairwise
 from pathlib import Path
 
-from . import history, schedule
+from . import history, ramp, schedule
 from .errors import SpecError
 from .freshness import span
 from .ledger import Ledger
 from .price import cost_micros, format_usd, worst_micros
 from .rescue import DONE
-from .schedule import CANCEL_S, LOOK_S, Net, Ready, Way
+from .schedule import CANCEL_S, LOOK_S, Net, Pace, Ready, Way
 from .turnaround import Past, alike
 from .types import AtDeadline, Fallback, Job, Offer, Plan, Price, Rescue, Tier, Usage
-
-_ROW_BY_ROW = frozenset({Tier.STANDARD, Tier.FLEX, Tier.OWN})
 
 Stated = tuple[Rescue | None, AtDeadline | None]
 
@@ -45,18 +44,34 @@ def in_time(
     if not plan.shards:
         return None, None
     past, (rescue, at_deadline) = history.past(ledger, now), stated
-    words = [_promise(ledger, plan, rescue, past, job.deadline_s, now)] if rescue else []
+    known = _pace(ledger, plan, rescue) if rescue else None
+    words = [_promise(plan, rescue, known, past, job.deadline_s, now)] if rescue else []
     words += [f"At the deadline {DONE[at_deadline]}."] if at_deadline else []
-    return _ready(ledger, job, plan, adapter, past), " ".join(words) or None
+    if plan.tier in ramp.ROW_BY_ROW:
+        ready = schedule.ready_in_a_row(history.rates(ledger, adapter, plan.model), None, plan.n_new)
+    elif job.quality is None:
+        ready = _round(past, plan, [shard.n_lines for shard in plan.shards])
+    else:
+        redo_s = known.redo_s(plan.n_new) + CANCEL_S if known else 0.0
+        ready = _in_waves(past, plan, job.deadline_s - redo_s)
+    return ready, " ".join(words) or None
 
 
-def _ready(ledger: Ledger, job: Job, plan: Plan, adapter: str, past: Sequence[Past]) -> Ready | None:
-    if plan.tier in _ROW_BY_ROW:
-        return schedule.ready_in_a_row(history.rates(ledger, adapter, plan.model), None, plan.n_new)
-    canary = plan.canary.shard if plan.canary and job.quality else None  # the others wait for it
-    rounds = [[shard.n_lines for shard in plan.shards if (shard.id == canary) is first] for first in (True, False)]
-    each = [_round(past, plan, sizes) for sizes in rounds if sizes]
-    return each[0] if len(each) == 1 else schedule.in_turn(each)
+def _in_waves(past: Sequence[Past], plan: Plan, left_s: float) -> Ready:
+    """Of a job with a gate: one shard first, and the others in waves, as long as there is time for that."""
+    canary = plan.canary.shard if plan.canary else plan.shards[0].id
+    sizes = [shard.n_lines for shard in sorted(plan.shards, key=lambda shard: shard.id != canary)]
+    n_waves = ramp.waves(len(sizes))
+    starts = list(accumulate(n_waves, initial=0))
+    waves = [_round(past, plan, sizes[start:end]) for start, end in pairwise(starts)]
+    if len(waves) == 1:
+        return waves[0]
+    rests = [_round(past, plan, sizes[start:]) for start in starts[:-1]]
+    like, _ = alike(past, plan.provider, plan.model, plan.tier, max(sizes))
+    over_s = left_s - 2 * ramp.turnaround_s(like, _offer(plan).limits.window_s)
+    p50_s = ramp.back_s([wave.p50_s for wave in waves], [rest.p50_s for rest in rests], over_s)
+    p95_s = ramp.back_s([wave.p95_s for wave in waves], [rest.p95_s for rest in rests], over_s)
+    return schedule.in_turn(waves[0], rests[1], p50_s, p95_s, n_waves[1:] if waves[0].p50_s <= over_s else [])
 
 
 def _round(past: Sequence[Past], plan: Plan, sizes: Sequence[int]) -> Ready:
@@ -66,9 +81,14 @@ def _round(past: Sequence[Past], plan: Plan, sizes: Sequence[int]) -> Ready:
     return replace(found, basis=kind)
 
 
-def _promise(ledger: Ledger, plan: Plan, rescue: Rescue, past: Sequence[Past], deadline_s: int, now: datetime) -> str:
+def _pace(ledger: Ledger, plan: Plan, rescue: Rescue) -> Pace | None:
+    return schedule.pace(history.rates(ledger, rescue.adapter, plan.model), rescue.rows_per_s)
+
+
+def _promise(
+    plan: Plan, rescue: Rescue, known: Pace | None, past: Sequence[Past], deadline_s: int, now: datetime
+) -> str:
     offer = _offer(plan)
-    known = schedule.pace(history.rates(ledger, rescue.adapter, plan.model), rescue.rows_per_s)
     like, _ = alike(past, plan.provider, plan.model, plan.tier, max(shard.n_lines for shard in plan.shards))
     seen = schedule.turnaround([batch.seen for batch in like], offer.limits.window_s)
     net = None

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 import pyarrow as pa
 
-from . import billing, halting, holding, landing, parts, rescue, settling
+from . import billing, canary_gate, halting, holding, landing, parts, ramp, rescue, settling
 from .blobs import Blobs
 from .clock import Clock, from_us
 from .codec import batch_from_json
@@ -78,6 +78,7 @@ class Engine:
         self._provider_of = provider_of
         self._providers: dict[str, Provider] = {}
         self._look_at: dict[str, datetime] = {}  # by plan: not before
+        self._ramp = ramp.Ramp(ledger)
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
@@ -143,7 +144,7 @@ class Engine:
             if provider.mark is MarkClass.IDEMPOTENT:
                 continue
             try:
-                batches = provider.find(self._file(shard, provider))
+                batches = provider.find(self._file(shard, provider, finds=True))
             except ProviderError:
                 unread = True
                 continue
@@ -158,15 +159,14 @@ class Engine:
     def _look(self, shard: Shard) -> Shard:
         """The shard, after what would not be back in time was told to move, itself perhaps among it."""
         now = self.clock.now()
-        waits = shard.role == "work" and shard.state in (S.PLANNED, S.SUBMITTED)
+        waits = shard.role == "work" and shard.state is not S.ENDED
         if not waits or now < self._look_at.get(shard.plan, now):
             return shard
-        self._look_at[shard.plan] = now + timedelta(
-            seconds=self.pace.look_s / 2
-        )  # polls come between, so each `look_s`
         terms = self.ledger.terms(shard)
-        if terms.rescue is None or shard.provider == terms.rescue:
+        if terms.rescue is None or shard.provider == terms.rescue:  # polled so often, those would take every look
             return shard
+        # Polls come between, so each `look_s`.
+        self._look_at[shard.plan] = now + timedelta(seconds=self.pace.look_s / 2)
         window_s = self.provider(shard).limits(terms.model).window_s
 
         def worst(other: str) -> tuple[int, int]:
@@ -181,8 +181,11 @@ class Engine:
 
     def _waits_for_canary(self, shard: Shard, terms: Terms) -> bool:
         canary = holding.canary_of(self.ledger, shard)
+        judged = terms.is_canary_judged
         if terms.quality is not None and (
-            halting.stands(self.ledger, shard) or halting.first(self.ledger, shard, canary)
+            halting.stands(self.ledger, shard)
+            or halting.first(self.ledger, shard, canary, whole=judged)
+            or (judged and canary_gate.is_held(self.ledger, shard))
         ):
             return True
         asks = terms.ask and shard.id == shard.root and canary not in (None, shard.id)
@@ -257,18 +260,30 @@ class Engine:
     def _at_latest_rates(self, shard: Shard, now: datetime) -> Shard:
         """What is sent is reserved at the rates its job was last planned at: those it was planned for may be history."""
         latest = self.ledger.job(shard.job)["plan"]
-        if latest == shard.plan or shard.held_micros:  # what another shard held for it was told as what it costs
+        if shard.held_micros:  # what another shard held for it was told as what it costs
             return shard
+        if latest == shard.plan:
+            return self._at_rescue_rates(shard, now)
         before, after = self.ledger.terms(shard), self.ledger.terms(replace(shard, plan=latest))
         old, new = before.price_of(shard.provider), after.price_of(shard.provider)
         asks_the_same = all(
-            getattr(before, name) == getattr(after, name) for name in ("provider", "model", "endpoint", "tier")
+            getattr(before, name) == getattr(after, name)
+            for name in ("provider", "model", "endpoint", "tier", "output_schema")
         )
         if not asks_the_same or new == replace(old, source=new.source, as_of=new.as_of):
             return shard
         manifest = parts.manifest_of(self.blobs, shard)
         worst = worst_micros(parts.bounds(manifest, range(shard.n_lines)), new)
         return self.ledger.repriced(shard, latest, worst, now)
+
+    def _at_rescue_rates(self, shard: Shard, now: datetime) -> Shard:
+        """What was moved, and holds nothing, is reserved at what the job file says by now that its tier costs."""
+        terms = self.ledger.terms(shard)
+        if all(rescue.adapter != shard.provider for rescue in terms.rescues):
+            return shard
+        bounds = parts.bounds(parts.manifest_of(self.blobs, shard), range(shard.n_lines))
+        worst = worst_micros(bounds, terms.price_of(shard.provider))
+        return shard if worst == shard.worst_micros else self.ledger.repriced(shard, shard.plan, worst, now)
 
     def _held_for_canary(self, shard: Shard, provider: Provider, now: datetime) -> bool:
         """Whether a planned shard waits for its plan's canary, or for a person to whom that left a question; so recorded."""
@@ -301,10 +316,27 @@ class Engine:
             self.ledger.pause_job(shard.job, why, now)
             self.ledger.wait(shard, self._later(provider, shard), why, now)
             return True
-        if first := halting.first(self.ledger, shard, holding.canary_of(self.ledger, shard)):
+        judged = self.ledger.terms(shard).is_canary_judged
+        first = halting.first(self.ledger, shard, holding.canary_of(self.ledger, shard), whole=judged)
+        if not first and judged and self._held_by_people(shard, provider, now):
+            return True
+        if first := first or self._ramp.first(shard, provider.limits, now):
             canary, why = first
             holding.hold(self.ledger, shard, canary, self._later(provider, shard), why, now)
         return first is not None
+
+    def _held_by_people(self, shard: Shard, provider: Provider, now: datetime) -> bool:
+        """The same for what people say of a canary that is home."""
+        if not canary_gate.is_held(self.ledger, shard):
+            return False
+        if halting.is_left_behind(self.ledger, shard):
+            why = "its plan was left for another before its canary was accepted"
+            self.ledger.dropped(shard, self._all_lines(shard, Outcome.CANCELLED, "cancelled", why), now)
+        elif why := canary_gate.ask(self.ledger, shard, now) or "":
+            self.ledger.wait(shard, self._later(provider, shard), why, now)
+        else:  # accepted at this moment
+            return False
+        return True
 
     def _question(self, shard: Shard, now: datetime) -> str | None:
         rooms = (room for room in self.ledger.rooms(shard, now) if room.budget == f"job:{shard.job}")
@@ -340,7 +372,7 @@ class Engine:
         """SUBMITTING: settle the fate of an earlier try, then send."""
         provider = self.provider(shard)
         intent, absent = self.ledger.intent(shard.token or "")
-        file = self._file(shard, provider, intent)
+        file = self._file(shard, provider, intent, finds=intent.open)
         if intent.open and provider.mark is not MarkClass.IDEMPOTENT and not absent:
             self._find(shard, provider, file, intent)
             return
@@ -352,6 +384,15 @@ class Engine:
             self.ledger.refused(shard, self._all_lines(shard, *why), now)
         elif paused:
             self.ledger.give_back(shard, now, f"the job is paused: {paused}", None, now)
+        elif shard.moving:  # a provider that takes no batches keeps none of them from being in time
+            moved = self._moved(
+                shard,
+                parts.manifest_of(self.blobs, shard),
+                range(shard.n_lines),
+                shard.attempt,
+                self.ledger.terms(shard),
+            )
+            self.ledger.refused(shard, parts.into([*moved], "moved to another tier before it was sent"), now)
         else:
             self._send(shard, provider, file, earlier_open=False)
 
@@ -499,7 +540,7 @@ class Engine:
         again = sorted((*verdict.again, *verdict.moved))
         halt = None
         if terms.quality and sending:
-            halt = halting.halt(self.ledger, shard, terms.quality, tally, watch.n_broken, bill.confirmed)
+            halt = halting.halt(self.ledger, shard, terms.quality, tally, watch.broken, bill.confirmed)
         ends = dict(zip(root_lines, map(tuple(Outcome).__getitem__, verdict.outcomes), strict=True))
         return Settlement(
             outcomes=ends if work else {},
@@ -619,11 +660,14 @@ class Engine:
         ended = self.ledger.shard_row(shard.id)["ended_us"]
         return ended is not None and self.clock.now() > from_us(ended) + timedelta(seconds=_GONE_S)
 
-    def _file(self, shard: Shard, provider: Provider, intent: Intent | None = None) -> ShardFile:
+    def _file(
+        self, shard: Shard, provider: Provider, intent: Intent | None = None, *, finds: bool = False
+    ) -> ShardFile:
+        """`finds`: it is looked for among batches of which others are known; these are many, so else they are not read."""
         terms = self.ledger.terms(shard)
         if intent is None and shard.token:
             intent = self.ledger.intent(shard.token)[0]
-        known = frozenset(r["batch_id"] for r in self.ledger.query("batch_ids", account=shard.account, id=shard.id))
+        others = self.ledger.query("batch_ids", account=shard.account, id=shard.id) if finds else []
         return ShardFile(
             token=shard.token or "",
             path=self.blobs.path(shard.requests_blob),
@@ -632,7 +676,7 @@ class Engine:
             model=terms.model,
             window_s=provider.limits(terms.model).window_s,
             first_try=intent.first_try if intent else None,
-            known=known,
+            known=frozenset(row["batch_id"] for row in others),
         )
 
     def _raw_lines(self, shard: Shard) -> Iterator[bytes]:

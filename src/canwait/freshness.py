@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias
 
 OnStale = Literal["serve", "block", "refresh", "live"]
+_SERVES = ("serve", "refresh")  # what is stale
 MAX_AGE_S, MAX_MISSED_RUNS = 3650 * 86_400, 1000  # of a contract
 COMPONENTS = ("prompt", "model", "params", "schema", "input")  # of a fingerprint, in the order a report names them
 _CLOCKS_APART = timedelta(minutes=1)  # two machines' clocks, at most; more is a clock that is wrong
@@ -81,6 +82,14 @@ class Blocked:
 
 
 @dataclass(frozen=True, slots=True)
+class Live:
+    """Past the contract, or not there: what is read is asked for now, row by row, and paid."""
+
+    publication: Publication | None  # the newest, which is not served; None: nothing was accepted yet
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class NeverBuilt:
     """Nothing was ever accepted."""
 
@@ -88,17 +97,18 @@ class NeverBuilt:
     why: str
 
 
-Answer: TypeAlias = Fresh | Stale | Blocked | NeverBuilt
+Answer: TypeAlias = Fresh | Stale | Blocked | Live | NeverBuilt
 
 
 def judge(contract: Contract, newest: Publication | None, now: datetime) -> Answer:
-    """What a reader gets now. `on_stale: refresh` serves the stale one while somebody makes the next; `live` blocks here,
-    for what is asked of a provider instead is no publication.
+    """What a reader gets now. `on_stale: refresh` serves the stale one while somebody makes the next; `live` serves none.
 
     An input that is known to have changed (`effective_until`) breaks no contract: P + q(T) <= S leaves a run its time.
     """
+    is_live = contract.on_stale == "live"
     if newest is None:
-        return NeverBuilt(contract.job, "nothing of this job was accepted yet")
+        why = "nothing of this job was accepted yet"
+        return Live(None, why) if is_live else NeverBuilt(contract.job, why)
     age, most = now - newest.source_as_of, timedelta(seconds=contract.max_age_s)
     if newest.is_misdated(now):
         when = f"{span(-age)} from now" if age < timedelta(0) else "after it was replaced"
@@ -107,7 +117,9 @@ def judge(contract: Contract, newest: Publication | None, now: datetime) -> Answ
         why = f"{span(age)} old, counted from when its input was read; {contract.reader} accepts {span(most)}"
     else:
         return Fresh(newest, age)
-    return Stale(newest, age, why) if contract.on_stale in ("serve", "refresh") else Blocked(newest, age, why)
+    if is_live:
+        return Live(newest, why)
+    return Stale(newest, age, why) if contract.on_stale in _SERVES else Blocked(newest, age, why)
 
 
 def latest(publications: Iterable[Publication], now: datetime) -> Publication | None:
@@ -124,11 +136,15 @@ def latest(publications: Iterable[Publication], now: datetime) -> Publication | 
 
 
 def stricter(ours: Contract, stated: Contract | None) -> Contract:
-    """What a reader gets by its own terms, or by those a person revised where they accept less."""
+    """What a reader gets by its own terms, or by those a person revised where they accept less.
+
+    A revision to `live` blocks who serves what is stale: how to ask live, and for how much, is for a reader's code to say.
+    """
     if stated is None:
         return ours
-    serves = stated.on_stale in ("serve", "refresh")
-    on_stale = ours.on_stale if serves else stated.on_stale
+    on_stale = ours.on_stale
+    if stated.on_stale == "block" or (stated.on_stale == "live" and ours.on_stale in _SERVES):
+        on_stale = "block"
     return replace(ours, max_age_s=min(ours.max_age_s, stated.max_age_s), on_stale=on_stale)
 
 

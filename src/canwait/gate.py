@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from enum import Enum
 from functools import cache
 from hashlib import sha256
@@ -299,3 +300,9 @@ def drawing(plan: Inspection, *, width: int = 61, height: int = 12) -> Iterator[
     half, end = f"{points[width // 2][0]:.1%}", f"{points[-1][0]:.1%}"
     to_half = width // 2 + len(half) // 2 - 2
     yield f"       0%{half.rjust(to_half)}{end.rjust(width - 2 - to_half)}  bad rows"
+
+
+def percent(rate: float | Decimal) -> str:
+    """A share of 1 as people read it: "4.5%", and "0.012%" of a small one."""
+    places = Decimal("0.1") if rate >= 0.001 else Decimal("0.001")
+    return f"{Decimal(100 * rate).quantize(places).normalize():f}%"

@@ -55,15 +55,18 @@ def _status(row: Row) -> BatchStatus:
 def rates(ledger: Ledger, adapter: str, model: str) -> list[float]:
     """Rows per second of past runs on an adapter that answers row by row, oldest first.
 
-    Shards that were out together are one run, for they share what the account allows. One of few rows is left out.
+    Shards of one model that were out together on one account are one run, whatever jobs they are of, for they share what the
+    account allows; those of two accounts are two, for together they show what neither allows. One of few rows is left out.
     """
     runs: list[list[int]] = []  # began, ended (us), rows
+    latest: dict[str, list[int]] = {}  # of each account
     for row in reversed(ledger.query("sent", adapter=adapter, ended=1, count=MOST)):
         if _status(row) is not BatchStatus.COMPLETED or json.loads(row["terms"])["model"] != model:
             continue
-        if runs and row["submitted_us"] <= runs[-1][1]:
-            runs[-1][1] = max(runs[-1][1], row["ended_us"])
-            runs[-1][2] += row["n_lines"]
-        else:
-            runs.append([row["submitted_us"], row["ended_us"], row["n_lines"]])
+        run = latest.get(row["account"])
+        if run is None or row["submitted_us"] > run[1]:
+            run = latest[row["account"]] = [row["submitted_us"], row["ended_us"], 0]
+            runs.append(run)
+        run[1] = max(run[1], row["ended_us"])
+        run[2] += row["n_lines"]
     return [n * 1e6 / max(1, ended - began) for began, ended, n in runs if n >= RUN_ROWS]

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from . import gate, judging, landing, stratified
+from . import canary_gate, gate, judging, landing, language, stratified
 from .blobs import Blobs
 from .checks import Function, Rules, function_of
 from .codec import terms_from_json
@@ -84,6 +84,19 @@ def opened(ledger: Ledger, blobs: Blobs, job: str, now: datetime, base_dir: Path
         with answers(ledger, blobs, job) as rows:
             if judging.standing(ledger, job).lot_id == found.lot_id:  # what is read from here on is that lot
                 return judging.draw(ledger, _drawn(ledger, blobs, job, found, rows, base_dir), now)
+
+
+def canary(ledger: Ledger, blobs: Blobs, job: str, now: datetime, base_dir: Path = Path()) -> Lot | None:
+    """The lot of a canary that holds back rows of a job, its sample drawn: judged by rules alone it may be accepted by that.
+
+    None: none holds anything back. SpecError as `opened`.
+    """
+    while (found := canary_gate.waiting(ledger, job)) is not None and found.lot is None:
+        with answers(ledger, blobs, job, found.plan) as rows:
+            again = canary_gate.waiting(ledger, job)
+            if again is not None and again.lot_id == found.lot_id:  # what is read from here on is that lot
+                return judging.draw(ledger, _drawn(ledger, blobs, job, found, rows, base_dir), now)
+    return found.lot if found else None
 
 
 def passed(ledger: Ledger, blobs: Blobs, job: str, now: datetime, base_dir: Path = Path()) -> Lot | None:
@@ -145,6 +158,8 @@ def _why(rule: str | None) -> tuple[str, str]:
     """Cause and detail of a row that was left out for a rule, or with its stratum, whose name is part of an answer."""
     if rule is None:
         return "gate", "its stratum was refused"
+    if language.codes_of(rule):
+        return language.NAME, f"it is surely in no {rule}"
     return ("gate", rule) if rule == REFUSED_BEFORE else ("rule", rule)
 
 
@@ -196,6 +211,8 @@ def rejected(ledger: Ledger, blobs: Blobs, job: str, name: str) -> tuple[Lot, li
         if judgement.cause and part in refused and part not in names.setdefault(judgement.cause, []):
             names[judgement.cause].append(part)
     names |= {rule: [-1 - n] for n, (rule, count) in enumerate(lot.broken.items()) if count}
+    if foreign := [n for rule in lot.broken if language.codes_of(rule) for n in names.get(rule, ())]:
+        names[language.NAME] = foreign
     names |= {lot.parts[n].name: [n] for n in refused if lot.parts[n].name}
     if name not in names:
         found = ", ".join(f"rejected:{known}" for known in names if known)
@@ -271,10 +288,12 @@ class Inspecting:
 def inspecting(
     ledger: Ledger, blobs: Blobs, job: str, who: str, now: datetime, base_dir: Path = Path()
 ) -> Inspecting | None:
-    """The inspection of a job's lot; None for a job without a gate. Raises NotFound, GatePending."""
-    lot = opened(ledger, blobs, job, now, base_dir)
-    quality = judging.standing(ledger, job).quality
-    return None if lot is None or quality is None else Inspecting(ledger, blobs, lot, quality, who)
+    """The inspection of a job's lot, or of the canary that its other rows wait for; None for a job without a gate.
+
+    Raises NotFound, GatePending.
+    """
+    lot = canary(ledger, blobs, job, now, base_dir) or opened(ledger, blobs, job, now, base_dir)
+    return None if lot is None else Inspecting(ledger, blobs, lot, lot.quality, who)
 
 
 def plan_for(quality: Quality, n_rows: int) -> Inspection:
@@ -310,6 +329,12 @@ def _sample_rows(quality: Quality) -> int:
     return max(most_rows(quality), quality.judge.rows if quality.judge else 0)
 
 
+def rules_of(quality: Quality, base_dir: Path, job: str, schema: Mapping[str, Any] | None) -> Rules:
+    """What every answer of a job is checked by. Raises SpecError for a function that cannot be found."""
+    functions = _functions(quality.rules, base_dir, job)
+    return Rules(quality.rules, functions, is_json=schema is not None, schema=schema)
+
+
 # ----------------------------------------------------------------------------------------------------------- drawing
 
 
@@ -319,14 +344,15 @@ def _drawn(ledger: Ledger, blobs: Blobs, job: str, found: Standing, rows: Answer
     assert quality is not None
     plan = ledger.query("plan", job=job, digest=found.plan)[0]
     terms = terms_from_json(json.loads(plan["terms"]))
-    rules = Rules(quality.rules, _functions(quality.rules, base_dir, job), is_json=terms.output_schema is not None)
+    rules = rules_of(quality, base_dir, job, terms.output_schema)
     shards = ledger.query("plan_shards", job=job, plan=found.plan)
     rows_blob = json.loads(plan["body"])["rows_blob"]
-    seed = hashlib.sha256("\0".join((ledger.id, job)).encode()).digest()
+    seed = hashlib.sha256("\0".join((ledger.id, job, *(["canary"] if found.canary else []))).encode()).digest()
     drawing = _Drawing(rules, quality.strata, seed, _sample_rows(quality))
-    withdrawn = int(ledger.query("withdrawals_end")[0]["seq"])
+    withdrawn, known = (int(ledger.query(end)[0]["seq"]) for end in ("withdrawals_end", "events_end"))
     refused = _refused(ledger, blobs, job, found, {row["shard"]: row["n_lines"] for row in shards})
-    drawing.see(_placed(rows.texts(), blobs.path(rows_blob), shards), refused)
+    placed = _placed(rows.texts(), blobs.path(rows_blob), shards)
+    drawing.see((row for row in placed if found.canary in (None, row.shard)), refused)
     parts, sample = drawing.done(quality)
     asked = _asked(ledger, blobs, job, found.plan, rows_blob, [key for _, key, _ in sample])
     records = (
@@ -351,6 +377,9 @@ def _drawn(ledger: Ledger, blobs: Blobs, job: str, found: Standing, rows: Answer
         verdict=None,
         reason="its sample is drawn",
         taken=(),
+        canary=found.canary,
+        known=known,
+        n_untold=rules.n_untold,
     )
 
 
@@ -400,7 +429,7 @@ def _refused(
         for shard, line in _lines(ledger, blobs, lot, parts, n_lines) if parts else ():
             refused.setdefault(shard, bytearray(n_lines[shard]))[line] = 1
     for lot, _ in earlier if refused else ():
-        if lot.verdict is Verdict.ACCEPTED and judging.as_strict(lot.quality, quality):
+        if lot.canary is None and lot.verdict is Verdict.ACCEPTED and judging.as_strict(lot.quality, quality):
             taken = [n for n, part in enumerate(lot.parts) if part.name in lot.taken]
             for shard, line in _lines(ledger, blobs, lot, taken, {name: n_lines[name] for name in refused}):
                 refused[shard][line] = 0

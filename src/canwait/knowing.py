@@ -22,7 +22,8 @@ from .blobs import Blobs
 from .clock import from_us, to_us
 from .codec import terms_from_json
 from .db import Row
-from .freshness import span
+from .freshness import Blocked as BlockedRead
+from .freshness import judge, span
 from .holding import CANARY_IS_BACK
 from .ledger import Ledger
 from .notices import Outdated
@@ -126,7 +127,7 @@ class Looking:
             if self.ledger.job(job)["state"] in _OPEN:
                 yield from ((job, found.finding) for found in _Job(self, job).found)
         for job, standings in self.readers.items():
-            yield from ((job, finding) for finding in _stale(standings))
+            yield from ((job, finding) for finding in self._stale(job, standings))
             yield from ((job, finding) for finding in self.unread(job))
 
     # ------------------------------------------------------------------------------------------------ what jobs share
@@ -172,24 +173,40 @@ class Looking:
             self._paces[rescue, model] = schedule.pace(rates, rescue.rows_per_s)
         return self._paces[rescue, model]
 
+    def _stale(self, job: str, standings: Iterable[publishing.Standing]) -> Iterator[Outdated]:
+        """The contracts that what readers get does not keep. What was never there is awaited, and no news."""
+        for s in standings:
+            if s.reader is None or s.contract is None or not s.broken:
+                continue
+            answer = judge(replace(s.contract, on_stale="block"), s.publication, self.now)
+            if isinstance(answer, BlockedRead):
+                yield Outdated(job, s.reader, answer.why)
+            elif made := publishing.publications(self.ledger, job):
+                last = f"version {made[-1].version}, the last, counts no more"
+                yield Outdated(job, s.reader, f"there is nothing left for {s.reader} to read: {last}")
+
     def unread(self, job: str) -> list[Unconsumed]:
         """Results of a job that are ready and that somebody who reads them has not read, the longest first."""
         found = []
         for s in self.readers.get(job, ()):
             if s.publication is None or s.reader is None:
                 continue
-            produced = s.publication.produced_at
-            if s.last_read is not None and s.last_read >= produced:
+            produced, version = s.publication.produced_at, s.publication.version
+            if any(row["version"] == version and row["read_us"] for row in self._pickups(job, s.reader)):
                 continue
+            micros = s.unread_micros or s.publication.cost_micros  # others may have read it
             pickup_s = float(s.contract.max_age_s) if s.contract else None
             delays = [] if s.contract else self._delays(job, s.reader)
-            late = unread(job, s.reader, produced, self.now, s.unread_micros, pickup_s=pickup_s, delays=delays)
+            late = unread(job, s.reader, produced, self.now, micros, pickup_s=pickup_s, delays=delays)
             found += [late] if late else []
         return sorted(found, key=lambda late: -late.unread_s)
 
+    def _pickups(self, job: str, reader: str) -> list[Row]:
+        return self.ledger.query("pickups", job=job, reader=reader)
+
     def _delays(self, job: str, reader: str) -> list[Seen]:
         """How long this reader took to read each publication; one that a later one took the place of was never read."""
-        rows = self.ledger.query("pickups", job=job, reader=reader)
+        rows = self._pickups(job, reader)
         delays = []
         for row, following in zip(rows, [*(r["produced_us"] for r in rows[1:]), None], strict=True):
             end = row["read_us"] if row["read_us"] is not None else following
@@ -432,8 +449,8 @@ class _Job:
     def _needs(self) -> Iterator[str]:
         """By when readers need the next publication."""
         for s in self.looking.readers.get(self.name, ()):
-            if s.contract is None or s.age is None:
-                continue
+            if s.contract is None or s.age is None or s.publication is None or s.publication.is_misdated(self.now):
+                continue  # else nothing is known of when
             left = timedelta(seconds=s.contract.max_age_s) - s.age
             when = f"in {span(left)}" if left > timedelta(0) else f"since {span(-left)}"
             yield f"{s.reader} needs the next publication {when}: it accepts {span(timedelta(seconds=s.contract.max_age_s))}."
@@ -445,7 +462,10 @@ class _Job:
         yield from self._resolutions()
         if self.f.state is JobState.GATE or self.f.state is JobState.REFUSED:
             what = "judge its sample" if self.f.state is JobState.GATE else "see what was rejected"
-            yield Choice(what, "free", 0, "nothing is loaded or can be read before", f"canwait inspect {self.name}")
+            then = "nothing is loaded or can be read before" if self.f.finished else "accepted, the rest is sent"
+            yield Choice(what, "free", 0, then, f"canwait inspect {self.name}")
+            if not self.f.finished:
+                yield Choice("give it up", "free", 0, self._kept(), f"canwait cancel {self.name}")
         elif not self.f.finished:
             yield from self._waits()
             yield from self._budgets()
@@ -597,13 +617,6 @@ class _Job:
 
     def _clock(self, at: datetime) -> str:
         return schedule.clock(at, self.now)
-
-
-def _stale(standings: Iterable[publishing.Standing]) -> Iterator[Outdated]:
-    """The contracts that what readers get does not keep."""
-    for s in standings:
-        if s.broken and s.contract is not None and s.age is not None and s.reader is not None:
-            yield Outdated(s.job, s.reader, s.age.total_seconds(), s.contract.max_age_s)
 
 
 def _gravity(state: State) -> tuple[float, ...]:

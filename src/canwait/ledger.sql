@@ -195,7 +195,7 @@ SELECT id, job, plan, n_lines, manifest_blob, vector, results_blob FROM shard WH
 -- A shard that may be advanced now and that nobody holds.
 SELECT s.id, s.fence FROM shard s JOIN job j ON j.name = s.job
 WHERE s.state IN ('planned', 'submitting', 'submitted', 'ended') AND s.next_us <= :now AND s.lease_us <= :now
-  AND (:job = '' OR s.job = :job) AND (j.paused IS NULL OR s.state <> 'planned' OR j.cancelled = 1)
+  AND (:job = '' OR s.job = :job) AND (j.paused IS NULL OR s.state <> 'planned' OR j.cancelled = 1 OR s.cancel_asked = 1)
 ORDER BY s.next_us, s.attempt, s.id LIMIT 1;
 
 -- name: crowd_out
@@ -206,11 +206,11 @@ UPDATE shard SET next_us = :next WHERE job = :job AND account = :account AND sta
 -- name: hold_for_canary
 -- Shards of a plan that wait together, until its canary is home.
 UPDATE shard SET next_us = :next, blocked = :why WHERE job = :job AND plan = :plan AND state = 'planned' AND id = root
-  AND id <> :canary AND next_us < :next AND lease_us <= :now;
+  AND id <> :canary AND next_us < :next AND lease_us <= :now AND moving_us IS NULL;
 
 -- name: to_be_sent
--- What a plan's shards that were not sent yet cost at most.
-SELECT COALESCE(SUM(worst_micros), 0) AS micros FROM shard WHERE job = :job AND plan = :plan AND state = 'planned';
+-- A plan's shards that were not sent yet, and what they cost at most.
+SELECT COUNT(*) AS n_shards, COALESCE(SUM(worst_micros), 0) AS micros FROM shard WHERE job = :job AND plan = :plan AND state = 'planned';
 
 -- name: claim
 -- Take a shard, if it is still as it was seen; the fence it gets makes every older holder's writes void.
@@ -226,7 +226,7 @@ UPDATE shard SET lease_us = :lease WHERE id = :id AND fence = :fence AND lease_u
 SELECT MIN(CASE WHEN s.next_us > s.lease_us THEN s.next_us ELSE s.lease_us END) AS next_us, COUNT(*) AS n_open
 FROM shard s JOIN job j ON j.name = s.job
 WHERE s.state IN ('planned', 'submitting', 'submitted', 'ended') AND (:job = '' OR s.job = :job)
-  AND (j.paused IS NULL OR s.state <> 'planned' OR j.cancelled = 1);
+  AND (j.paused IS NULL OR s.state <> 'planned' OR j.cancelled = 1 OR s.cancel_asked = 1);
 
 -- name: shard_repriced
 UPDATE shard SET plan = :plan, worst_micros = :worst_micros WHERE id = :id AND fence = :fence AND state = 'planned';
@@ -290,7 +290,7 @@ WHERE job = :job AND cancel_asked = 0 AND state IN ('planned', 'submitting', 'su
 
 -- name: open_shards
 -- Shards of all jobs that are on their way: what a look at one job's deadline needs.
-SELECT id, job, plan, state, provider, role, n_lines, submitted_us, batch, moving_us FROM shard
+SELECT id, job, plan, state, provider, role, n_lines, submitted_us, batch, moving_us, held_micros FROM shard
 WHERE state IN ('planned', 'submitting', 'submitted', 'ended') AND role = 'work' ORDER BY id;
 
 -- name: shard_move_on
@@ -315,7 +315,7 @@ SELECT DISTINCT provider FROM shard ORDER BY provider;
 -- name: sent
 -- The last shards of any job that one adapter was sent, newest first, each with what it ran under: of those whose batch has
 -- ended, or of those that are out.
-SELECT s.job, s.plan, s.provider, s.n_lines, s.submitted_us, s.looked_us, s.ended_us, s.batch, s.progress, p.terms
+SELECT s.job, s.plan, s.provider, s.account, s.n_lines, s.submitted_us, s.looked_us, s.ended_us, s.batch, s.progress, p.terms
 FROM shard s JOIN plan p ON p.job = s.job AND p.digest = s.plan
 WHERE s.provider = :adapter AND s.submitted_us IS NOT NULL AND s.role = 'work'
   AND CASE WHEN s.ended_us IS NULL THEN 0 ELSE 1 END = :ended
@@ -324,10 +324,6 @@ ORDER BY s.submitted_us DESC, s.id LIMIT :count;
 -- name: moved_before
 -- How many shards of a plan were moved to another tier, and how many could not be.
 SELECT COUNT(moving_us) AS n_moved, COUNT(unmoved) AS n_unmoved FROM shard WHERE job = :job AND plan = :plan;
-
--- name: paid_twice
--- Shards of a job that billed lines whose answer never came, and which were asked again.
-SELECT id, provider, twice_micros, moving_us FROM shard WHERE job = :job AND twice_micros > 0 ORDER BY settled_us, id;
 
 -- name: shard_due_now
 -- Look at a shard at once.
@@ -409,6 +405,11 @@ SELECT COALESCE(SUM(n_lines), 0) AS n, COALESCE(SUM(output_tokens), 0) AS output
   COALESCE(SUM(input_tokens), 0) AS input_tokens, COALESCE(SUM(input_bound), 0) AS input_bound FROM shard
 WHERE job = :job AND state = 'settled' AND role = 'work' AND held_micros = 0 AND output_tokens > 0;
 
+-- name: answered_before
+-- For how many lines the output of a job's other plans is known.
+SELECT COALESCE(SUM(n_lines), 0) AS n FROM shard
+WHERE job = :job AND plan <> :plan AND state || '' = 'settled' AND role = 'work' AND held_micros = 0 AND output_tokens > 0;
+
 -- name: unfinished
 -- What is known of every shard that is not at its end, of one job or of all, and whether its last create may have arrived.
 SELECT s.id, s.job, s.plan, s.provider, s.role, s.state, s.n_lines, s.input_bound, s.output_bound,
@@ -418,10 +419,19 @@ FROM shard s LEFT JOIN intent i ON i.token = s.token AND s.role = 'work'
 WHERE s.state IN ('planned', 'submitting', 'submitted', 'ended') AND (:job = '' OR s.job = :job)
 ORDER BY s.job, s.attempt, s.id;
 
+-- name: blocked_by
+-- The named limits that hold shards of a job now.
+SELECT DISTINCT blocked FROM shard WHERE job = :job AND blocked IS NOT NULL AND blocked <> ''
+  AND state IN ('planned', 'submitting', 'submitted', 'ended') ORDER BY blocked;
+
 -- name: held_since
 -- When a limit first held each shard of a job, and when it was last named anew.
 SELECT shard, MIN(at_us) AS first_us, MAX(at_us) AS last_us FROM journal
 WHERE job = :job AND shard IS NOT NULL AND kind IN ('blocked', 'not_arrived', 'given_back') GROUP BY shard;
+
+-- name: missed_at
+-- When a job's deadline last passed over rows that were out.
+SELECT MAX(at_us) AS at_us FROM journal WHERE job = :job AND kind = 'deadline_missed';
 
 -- name: paused_since
 -- When a job was last paused.
@@ -429,7 +439,7 @@ SELECT MAX(at_us) AS at_us FROM journal WHERE job = :job AND kind = 'job_paused'
 
 -- name: pickups
 -- When each publication of a job was made, and when one reader first read it; NULL: never.
-SELECT p.produced_us, MIN(r.at_us) AS read_us FROM publication p
+SELECT p.version, p.produced_us, MIN(r.at_us) AS read_us FROM publication p
 LEFT JOIN reading r ON r.job = p.job AND r.version = p.version AND r.reader = :reader
 WHERE p.job = :job GROUP BY p.version, p.produced_us ORDER BY p.version;
 
@@ -445,13 +455,15 @@ ORDER BY s.root, s.settled_us, s.attempt, s.id;
 
 -- name: lot_insert
 -- A lot whose sample is drawn, once.
-INSERT INTO lot (id, job, plan, n_rows, broken, parts, sample_blob, rows_blob, drawn_us, reason, quality, withdrawn)
-VALUES (:id, :job, :plan, :n_rows, :broken, :parts, :sample_blob, :rows_blob, :at, :reason, :quality, :withdrawn)
+INSERT INTO lot (id, job, plan, n_rows, broken, parts, sample_blob, rows_blob, drawn_us, reason, quality, withdrawn, canary,
+  known)
+VALUES (:id, :job, :plan, :n_rows, :broken, :parts, :sample_blob, :rows_blob, :at, :reason, :quality, :withdrawn, :canary,
+  :known)
 ON CONFLICT (id) DO NOTHING;
 
 -- name: lot_decide
 -- The verdict, once.
-UPDATE lot SET verdict = :verdict, reason = :reason, taken = :taken WHERE id = :id AND verdict IS NULL;
+UPDATE lot SET verdict = :verdict, reason = :reason, taken = :taken, decided = :decided WHERE id = :id AND verdict IS NULL;
 
 -- name: lot_heard
 -- Which rows of its sample people look at.
@@ -542,14 +554,32 @@ WHERE s.job = :job AND s.plan = :plan AND s.halted IS NOT NULL AND p.past IS NUL
 UPDATE plan SET past = :who WHERE job = :job AND past IS NULL
   AND digest IN (SELECT plan FROM shard WHERE job = :job AND halted IS NOT NULL);
 
+-- name: plans_to_send
+-- Plans of a job of which planned shards were not sent yet, the last opened first.
+SELECT p.* FROM plan p WHERE p.job = :job AND EXISTS (
+  SELECT 1 FROM shard s WHERE s.job = p.job AND s.plan = p.digest AND s.state = 'planned' AND s.id = s.root)
+ORDER BY p.opened_us DESC, p.digest;
+
+-- name: plan_rerun
+-- Refused answers of a plan are asked again, once without being asked to.
+UPDATE plan SET rerun = :lot WHERE job = :job AND digest = :plan AND rerun IS NULL;
+
 -- name: first_root
 -- The first shard that a plan sends.
 SELECT s.id FROM shard s JOIN plan_shard p ON p.job = s.job AND p.plan = s.plan AND p.shard = s.id
 WHERE s.job = :job AND s.plan = :plan AND s.id = s.root ORDER BY p.ordinal LIMIT 1;
 
 -- name: n_settled
--- How many sendings of a plan have brought answers.
-SELECT COUNT(*) AS n FROM shard WHERE job = :job AND plan = :plan AND role = 'work' AND state = 'settled';
+-- How many sendings of a plan have brought answers: by its job's index, for settled are most shards of all jobs.
+SELECT COUNT(*) AS n FROM shard WHERE job = :job AND plan = :plan AND role = 'work' AND state || '' = 'settled';
+
+-- name: ramp
+-- How far the sending of a plan got, in planned shards; of one that was cut in parts each part speaks.
+SELECT COUNT(DISTINCT root) AS n_shards, COUNT(DISTINCT CASE WHEN state = 'settled' THEN root END) AS n_tested,
+  COUNT(DISTINCT CASE WHEN state IN ('submitting', 'submitted', 'ended') THEN root END) AS n_out,
+  COALESCE(SUM(CASE WHEN state IN ('planned', 'submitting', 'submitted', 'ended') THEN n_lines END), 0) AS n_rows,
+  (SELECT past FROM plan WHERE job = :job AND digest = :plan) AS past
+FROM shard WHERE job = :job AND plan = :plan AND role = 'work' AND attempt = 1;
 
 -- name: publication_newest
 -- What readers see: of the latest input, and of one input the last made.
@@ -714,9 +744,10 @@ SELECT * FROM journal WHERE seq > :since
 SELECT * FROM journal WHERE job = :job AND kind = 'job_state' ORDER BY seq DESC LIMIT 1;
 
 -- name: lot_judged
--- How far the judging of a job's last lot is.
+-- How far the judging of the last lot of a job's latest plan is.
 SELECT l.n_rows, COUNT(j.place) AS n_judged, SUM(CASE WHEN j.word = 'bad' THEN 1 ELSE 0 END) AS n_bad
-FROM lot l LEFT JOIN judgement j ON j.lot = l.id WHERE l.job = :job GROUP BY l.id, l.n_rows, l.drawn_us
+FROM lot l LEFT JOIN judgement j ON j.lot = l.id
+WHERE l.job = :job AND l.plan = (SELECT plan FROM job WHERE name = :job) GROUP BY l.id, l.n_rows, l.drawn_us
 ORDER BY l.drawn_us DESC, l.id LIMIT 1;
 
 -- name: notice_insert

@@ -135,16 +135,16 @@ class _Answering:
 
 
 class Answers:
-    """The answers of a job's latest plan. `loaded`, `texts` and `failed` each stream its rows in source order."""
+    """The answers of a job's plan. `loaded`, `texts` and `failed` each stream its rows in source order."""
 
-    def __init__(self, ledger: Ledger, blobs: Blobs, job: str, folder: Path) -> None:
-        row = ledger.job(job)
-        plan = ledger.query("plan", job=job, digest=row["plan"])[0]
+    def __init__(self, ledger: Ledger, blobs: Blobs, job: str, folder: Path, digest: str | None = None) -> None:
+        digest = digest or ledger.job(job)["plan"]
+        plan = ledger.query("plan", job=job, digest=digest)[0]
         self._folder = folder
         self._rows = blobs.path(json.loads(plan["body"])["rows_blob"])
         self.columns = columns_of(terms_from_json(json.loads(plan["terms"])))
         self._body = "vector" if self.columns.embeds else "output"
-        planned = ledger.query("plan_shards", job=job, plan=row["plan"])
+        planned = ledger.query("plan_shards", job=job, plan=digest)
         wanted = _wanted(self._rows, [shard["n_lines"] for shard in planned])
         shards = [
             _answering(ledger, blobs, job, shard, rows)
@@ -466,6 +466,7 @@ def _list(column: Any) -> list[Any]:
 
 
 @contextmanager
-def answers(ledger: Ledger, blobs: Blobs, job: str) -> Iterator[Answers]:
+def answers(ledger: Ledger, blobs: Blobs, job: str, plan: str | None = None) -> Iterator[Answers]:
+    """`plan`: whose rows they answer; None: the job's latest."""
     with blobs.scratch() as folder:
-        yield Answers(ledger, blobs, job, folder)
+        yield Answers(ledger, blobs, job, folder, plan)

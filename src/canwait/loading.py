@@ -89,7 +89,7 @@ def since(
 
 
 def _draft(ledger: Ledger, job: Job, lot: Lot | None) -> Draft:
-    return publishing.draft(ledger, job.name, lot.reason if lot else "no gate")
+    return publishing.draft(ledger, job.name, lot.reason if lot else "no gate", lot)
 
 
 def _checked(ledger: Ledger, draft: Draft, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

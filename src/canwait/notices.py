@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from .freshness import span
 from .types import Event, JobState
-from .watching import Finding, key
+from .watching import Finding, Reached, key
 
 Kind = Literal["done", "gate", "refused", "paused", "at_risk", "stuck", "stale", "unread", "budget"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -27,6 +27,7 @@ Severity = Literal["info", "warning", "critical"]
 
 _LATE = "(?:; late: (?:nothing is loaded|readers go on with publication \\d+))?"
 _COUNTS = re.compile(rf"(\d+) ok, (\d+) failed, (\d+) missing of (\d+){_LATE}")
+_BILL = re.compile(r"shard [!-~]{1,80} was billed \$[\d.]+ against \$[\d.]+ reserved")
 _REFUSAL = re.compile(r"[^\n]{1,80} needs \$?[\d.]+( tokens)?; \$?[\d.]+ of \$?[\d.]+ are free in [!-~]{1,120}")
 
 
@@ -59,13 +60,12 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Outdated:
-    """What a reader would get is older than it accepts."""
+    """What a reader would get is older than it accepts, or was taken from it."""
 
     kind: ClassVar[str] = "stale"
     job: str
     reader: str
-    age_s: float
-    max_age_s: float
+    why: str
 
     @property
     def subject(self) -> str:
@@ -73,10 +73,7 @@ class Outdated:
 
     @property
     def words(self) -> str:
-        return (
-            f"stale: {_span(self.age_s)} old, counted from when its input was read; {self.reader} accepts "
-            f"{_span(self.max_age_s)}"
-        )
+        return f"stale: {self.why}"
 
 
 # -------------------------------------------------------------------------------------------------------------- events
@@ -102,7 +99,8 @@ def of_event(event: Event, standing: Standing) -> Notice | None:
         case "budget_frozen":
             budget = str(event.facts["budget"])
             job = budget.removeprefix("job:") if budget.startswith("job:") else None
-            text = f"A bill was higher than what was reserved for it in {budget}. Nothing more is reserved until a person thaws it."
+            why = event.reason if _BILL.fullmatch(event.reason) else "a bill was higher than what was reserved for it"
+            text = f"{why[0].upper()}{why[1:]}. Nothing more is reserved in {budget} until a person thaws it."
             command = f"canwait budget thaw {shlex.quote(budget)}"
             return Notice(
                 event.id, "budget", "budget.frozen", "critical", job, event.at, f"Budget {budget} is frozen", text, command,
@@ -214,10 +212,16 @@ def of_finding(finding: Finding, job: str | None, since: datetime, ledger: str) 
     kind, type, severity, words = _ALARMS[finding.kind]
     identity = f"{ledger} {key(finding)} {since.isoformat()}"
     who = job or finding.subject
-    commands = {"stale": f"canwait fresh {job}", "unread": f"canwait fresh {job}", "budget": "canwait budget show"}
+    if isinstance(finding, Reached):
+        who = job or finding.budget
+        words = "may need much of its budget" if finding.what == "guaranteed" else words
+    fresh = f"canwait fresh {job}"
+    commands = {
+        "stale": fresh, "unconsumed": fresh, "budget": "canwait budget show", "drift": f"canwait status {job}",
+    }  # fmt: skip
     return Notice(
         f"alm_{hashlib.sha256(identity.encode()).hexdigest()[:24]}", kind, type, severity, job, since, f"{who} {words}",
-        finding.words, commands.get(kind, f"canwait why {job}"), {"subject": finding.subject},
+        finding.words, commands.get(finding.kind, f"canwait why {job}"), {"subject": finding.subject},
     )  # fmt: skip
 
 

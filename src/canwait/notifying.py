@@ -29,7 +29,7 @@ from .knowing import Looking
 from .ledger import Ledger
 from .notices import ALARMS, ENDS, KINDS, Notice, Standing, from_payload, letter, of_event, of_finding, payload, proof
 from .types import Event, Job, Notify
-from .watching import SHARES, Finding, Reached, budget_alarms, fresh_alarms, key
+from .watching import SHARES, Drift, Finding, Reached, budget_alarms, fresh_alarms, key
 
 EVERYONE = "CANWAIT_NOTIFY"  # whom every job of this environment tells
 MOST_TRIES = 12  # with the waits below: for about two days
@@ -110,11 +110,13 @@ def note(
     found: Findings | None = None,
     kinds: Collection[str] = ALARMS,
     of: str | None = None,
+    stood: Collection[str] | None = None,
 ) -> int:
     """Make the notices of new events, and of findings that are new, and put them into the outbox; how many deliveries.
 
     `everyone`: whom every job tells. `ended`: a job that this process brought to its end, whatever the journal says of it.
-    `found`: everything of these `kinds` that is so now of this job, None: of all; None: nobody looked.
+    `found`: everything of these `kinds` that is so now of this job, None: of all; None: nobody looked. `stood`: the alarms
+    that stood when the look for it began (alarms), for others may have been told since; None: those that stand now.
     """
     with ledger.db.transaction("note") as tx:
         since = tx.run("notices_end")[0]["seq"]
@@ -122,7 +124,7 @@ def note(
             _add(tx, "", n, since)
         _note(tx, ledger.id, now)
         if found is not None:
-            _alarms(tx, ledger.id, found, kinds, of, now)
+            _alarms(tx, ledger.id, found, kinds, of, stood, now)
         made = _hand_out(tx, {n.to for n in everyone}, now)
         return made + (_ended(tx, ledger.id, ended, now) if ended else 0)
 
@@ -160,7 +162,15 @@ def _insert(tx: Tx, notice: Notice | None) -> None:
         tx.run("notice_insert", id=notice.id, job=notice.job, kind=notice.kind, body=body, at=to_us(notice.at))
 
 
-def _alarms(tx: Tx, ledger: str, found: Findings, kinds: Collection[str], of: str | None, now: datetime) -> None:
+def _alarms(
+    tx: Tx,
+    ledger: str,
+    found: Findings,
+    kinds: Collection[str],
+    of: str | None,
+    stood: Collection[str] | None,
+    now: datetime,
+) -> None:
     """An alarm is told once, until it has ceased."""
     pairs = [*found]
     jobs = {key(finding): job for job, finding in pairs}
@@ -172,7 +182,7 @@ def _alarms(tx: Tx, ledger: str, found: Findings, kinds: Collection[str], of: st
         _insert(tx, of_finding(finding, job, now, ledger))
         tx.run("alarm_insert", name=key(finding), kind=finding.kind, job=job)
     for name in sorted(before.keys() - alarms.standing):
-        if of in (None, before[name]):
+        if of in (None, before[name]) and (stood is None or name in stood):
             tx.run("alarm_delete", name=name)
 
 
@@ -222,6 +232,11 @@ def _delivery_id(notice: str, target: str) -> str:
     return f"msg_{hashlib.sha256(f'{notice} {target}'.encode()).hexdigest()[:24]}"
 
 
+def alarms(ledger: Ledger) -> set[str]:
+    """The alarms that stand: told, and not ceased."""
+    return {row["name"] for row in ledger.query("alarms")}
+
+
 def findings(
     ledger: Ledger, now: datetime, blobs: Blobs | None = None, of: str | None = None
 ) -> list[tuple[str | None, Finding]]:
@@ -229,23 +244,30 @@ def findings(
 
     `blobs`: for what a job will cost; None: that is not asked. `of`: one job and its own budget; None: everything.
     """
-    looking = Looking(ledger, now, of)
-    return [*looking.alarms(), *_budgets(ledger, looking, blobs, of)]
+    looking, before = Looking(ledger, now, of), alarms(ledger)
+    drifts = _drifts(ledger, looking, blobs, before) if blobs else ()
+    return [*looking.alarms(), *_budgets(ledger, looking, blobs, of, before), *drifts]
 
 
 def _shares(tell_at: str | None) -> Sequence[Decimal]:
     return tuple(map(Decimal, json.loads(tell_at))) if tell_at else SHARES
 
 
+def _drifts(ledger: Ledger, looking: Looking, blobs: Blobs, before: Collection[str]) -> Iterator[tuple[str, Finding]]:
+    """Jobs whose answers are longer than planned."""
+    from .outlook import drifted
+
+    for job in looking.unfinished:
+        if found := drifted(ledger, blobs, job, stands=f"{Drift.kind} {job}" in before):
+            yield job, found
+
+
 def _budgets(
-    ledger: Ledger, looking: Looking, blobs: Blobs | None, of: str | None
+    ledger: Ledger, looking: Looking, blobs: Blobs | None, of: str | None, before: Collection[str]
 ) -> Iterator[tuple[str | None, Finding]]:
     """Shares of caps that are reached: by what is spent; by what is held, too, where jobs share a budget, for a job's own
     holds what its plan said; and by what a job costs at most, 95 times in 100, where that is known."""
-    with ledger.db.reading() as tx:
-        before = {row["name"] for row in tx.run("alarms")}
-        budgets = tx.run("budgets")
-    for row in budgets:
+    for row in ledger.query("budgets"):
         job = row["id"][4:] if row["id"].startswith("job:") else None
         if row["limit_micros"] and of in (None, job):
             spent, held = row["spent_micros"], row["held_micros"]
@@ -405,8 +427,8 @@ def ping(
 
 def pass_once(ledger: Ledger, env: Mapping[str, str], clock: Clock, blobs: Blobs | None = None) -> list[Delivery]:
     """Look at everything, tell what there is to tell, and what came of it. Raises SpecError for a wrong CANWAIT_NOTIFY."""
-    everyone, now = targets(env.get(EVERYONE, ""), EVERYONE), clock.now()
-    note(ledger, now, everyone=everyone, found=findings(ledger, now, blobs))
+    everyone, now, stood = targets(env.get(EVERYONE, ""), EVERYONE), clock.now(), alarms(ledger)
+    note(ledger, now, everyone=everyone, found=findings(ledger, now, blobs), stood=stood)
     return [delivery for id in deliver(ledger, env, clock) for delivery in deliveries(ledger, 1, id)]
 
 
@@ -437,8 +459,8 @@ def feeding(
             return
         look_at = now + timedelta(seconds=_LOOK_S)
         with _quietly(job):
-            everyone = targets(env.get(EVERYONE, ""), EVERYONE)
-            note(ledger, now, everyone=everyone, found=findings(ledger, now, blobs, job), of=job)
+            everyone, stood = targets(env.get(EVERYONE, ""), EVERYONE), alarms(ledger)
+            note(ledger, now, everyone=everyone, found=findings(ledger, now, blobs, job), of=job, stood=stood)
             sending = threading.Thread(target=send, args=(now,), daemon=True, name=f"news of {job}")
             sending.start()
 
@@ -455,9 +477,9 @@ def after_run(
     """Tell what a run, or a person, brought, and with `blobs` also what there is to be seen. Raises nothing, and begins
     nothing after 20 s: a run is worth more than its news."""
     with _quietly(job):
-        now = clock.now()
-        everyone, found = targets(env.get(EVERYONE, ""), EVERYONE), findings(ledger, now, blobs, job) if blobs else None
-        note(ledger, now, everyone=everyone, ended=job if ended else None, found=found, of=job)
+        everyone, now, stood = targets(env.get(EVERYONE, ""), EVERYONE), clock.now(), alarms(ledger)
+        found = findings(ledger, now, blobs, job) if blobs else None
+        note(ledger, now, everyone=everyone, ended=job if ended else None, found=found, of=job, stood=stood)
         deliver(ledger, env, clock, job=job, until=now + timedelta(seconds=_MOST_S))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .halting import is_asked
 from .judging import Verdict
 from .types import JobState
 
@@ -26,7 +27,7 @@ class Ok:
 class Failed:
     """A row without one: `cause` as in lifecycle.CAUSES, `detail` in the provider's words.
 
-    Also one that its gate left out: `cause` is `rule`, and `detail` the rule that the answer breaks, or `gate`.
+    Also one that its gate left out: `cause` is `rule`, and `detail` the rule that the answer breaks, `language`, or `gate`.
     """
 
     key: str
@@ -64,6 +65,8 @@ def standing(figures: Figures, *, cancelled: bool) -> tuple[JobState, str]:
     """Where a job stands, and why."""
     words = f"{figures.ok} ok, {figures.failed} failed, {figures.missing} missing of {figures.rows}"
     if not figures.finished:
+        if figures.paused and is_asked(figures.paused):
+            return JobState.GATE, figures.paused
         return JobState.IN_PROGRESS, figures.paused or (figures.blocked[0] if figures.blocked else "shards are open")
     if cancelled:
         return JobState.CANCELLED, words

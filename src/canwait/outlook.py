@@ -14,6 +14,7 @@ tier of the plan: what is paid twice, or dearer after a rescue, is in them once 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,13 +28,14 @@ from typing import Any, NamedTuple, cast
 import pyarrow.parquet as pq
 
 from .blobs import Blobs
-from .codec import terms_from_json
+from .codec import canary_from_json, terms_from_json
 from .db import Row
 from .forecast import Advice, Outlook, Rest, awaited, most_micros, moved_micros, rest, rounds, suggest_bound
 from .ledger import Ledger
 from .lifecycle import OPEN
 from .price import cost_micros, worst_micros
 from .types import Canary, Outcome, Price, PriceStep, Terms, Usage
+from .watching import Drift, Lengths, drift, most_planned
 
 _OPEN = frozenset(state.value for state in OPEN)
 _NEVER_RAN = frozenset({Outcome.EXPIRED, Outcome.CANCELLED})
@@ -42,20 +44,58 @@ _NEVER_SENT = frozenset({"budget", "deadline"})
 
 def outlook(ledger: Ledger, blobs: Blobs, job: str) -> Outlook:
     """The four numbers for the new work of a job's latest plan: what is paid, and what is still to be paid. Raises NotFound."""
-    digest = ledger.job(job)["plan"]
-    kept = ledger.query("plan", job=job, digest=digest)[0]
-    work = _work(ledger.query("plan_money", job=job, plan=digest))
-    plan = _planned(json.loads(kept["body"]), terms_from_json(json.loads(kept["terms"])), work)
+    plan, work, pilot = _seen(ledger, blobs, job)
     budget = ledger.query("budget", id=f"job:{job}")[0]
     ceiling = None
     if budget["limit_micros"] is not None:
         others = budget["spent_micros"] + budget["held_micros"] - work.paid - work.held
         ceiling = max(work.paid + work.held, budget["limit_micros"] - others)
+    return _told(plan, work, pilot, ceiling)
+
+
+def drifted(ledger: Ledger, blobs: Blobs, job: str, *, stands: bool = False) -> Drift | None:
+    """Whether the new work of a job's latest plan surely has longer answers than was planned; None, too, before its canary
+    is home. Raises NotFound. `stands`: as of watching.drift.
+    """
+    plan, work, pilot = _seen(ledger, blobs, job)
+    n_output, n_lines = work.sum("output_bound"), work.sum("n_lines")
+    if pilot is None or not n_output:
+        return None
+    speaking = [length for length, home in zip(pilot.lengths, pilot.homes, strict=True) if home in work.whole]
+    lengths = Lengths(
+        canary=pilot.lengths,
+        n_rows=plan.n_new,
+        n_ended=plan.n_new - work.n_pending,
+        known=work.n_output,
+        near=tuple(speaking),
+        n_near=sum(work.pending[home] for home in work.whole),
+    )
+    n_earlier = int(ledger.query("answered_before", job=job, plan=ledger.job(job)["plan"])[0]["n"])
+    expected, basis = plan.output_expected, f"{n_earlier:,} earlier rows"
+    if expected is None or n_earlier < len(pilot.lengths):  # less certain than what the canary says
+        expected, basis = None, "its canary"
+    return _drift(job, lengths, -(-n_output // n_lines), expected, basis, stands)
+
+
+@lru_cache(256)  # nothing changes while nothing settles, and many jobs may be out
+def _drift(job: str, lengths: Lengths, cap: int, expected: int | None, basis: str, stands: bool) -> Drift | None:
+    planned = most_planned(lengths.canary, lengths.n_rows, Random(0), expected)
+    return drift(job, lengths, cap, planned, basis, stands=stands)
+
+
+def _seen(ledger: Ledger, blobs: Blobs, job: str) -> tuple[_Planned, _Work, _Pilot | None]:
+    digest = ledger.job(job)["plan"]
+    kept = ledger.query("plan", job=job, digest=digest)[0]
+    work = _work(ledger.query("plan_money", job=job, plan=digest))
+    body = json.loads(kept["body"])
+    plan = _planned(body, terms_from_json(json.loads(kept["terms"])), work)
     pilot = None
-    if plan.canary is not None and work.n_pending and not work.pending[plan.canary.shard]:
+    # Shards of an earlier plan may have come to this one for its prices (ledger.repriced): of those no canary speaks.
+    is_sampled = plan.n_new == body.get("n_new") and all(shard["root"] in work.pending for shard in work.open)
+    if is_sampled and plan.canary is not None and work.n_pending and not work.pending[plan.canary.shard]:
         names = {row["ordinal"]: row["shard"] for row in ledger.query("plan_order", job=job, plan=digest)}
         pilot = _pilot(blobs, plan.canary, names, work)
-    return _told(plan, work, pilot, ceiling)
+    return plan, work, pilot
 
 
 # ---------------------------------------------------------------------------------------------------- what has happened
@@ -76,6 +116,12 @@ class _Work:
     def n_pending(self) -> int:
         return self.pending.total()
 
+    @property
+    def n_output(self) -> int:
+        """Output tokens of all that has ended; not of shards of which some was paid twice, for those lines are still out."""
+        ended = (shard for shard in self.shards if shard["role"] == "work" and not shard["twice_micros"])
+        return sum(shard["output_tokens"] for shard in ended)
+
     def sum(self, column: str) -> int:
         """Over the open shards."""
         return sum(shard[column] for shard in self.open)
@@ -91,6 +137,7 @@ class _Planned:
     input_expected: int
     input_bound: int
     is_bounded: bool  # nothing but bounds was known of the input
+    output_expected: int | None  # None: nothing but its bound is known
     expected_micros: int
     worst_micros: int
 
@@ -98,14 +145,15 @@ class _Planned:
 def _planned(body: Mapping[str, Any], terms: Terms, work: _Work) -> _Planned:
     roots = [shard for shard in work.shards if shard["vector"]]
     bound, worst = (sum(shard[column] for shard in roots) for column in ("input_bound", "worst_micros"))
-    drawn = body.get("canary")
+    drawn, n_output = body.get("canary"), body.get("output_expected", math.inf)
     return _Planned(
         terms=terms,
-        canary=Canary(drawn["shard"], tuple(drawn["homes"])) if drawn else None,
+        canary=canary_from_json(drawn) if drawn else None,
         n_new=sum(shard["n_lines"] for shard in roots),
         input_expected=body.get("input_expected", bound),
         input_bound=bound,
         is_bounded=body.get("tokens_kind", "bounded") == "bounded",
+        output_expected=n_output if n_output < sum(shard["output_bound"] for shard in roots) else None,
         expected_micros=body.get("expected_micros", worst),
         worst_micros=worst,
     )
@@ -127,6 +175,7 @@ class _Pilot:
     lengths: tuple[int, ...]  # output tokens billed
     homes: tuple[str, ...]  # the planned shard that each was drawn from
     per_bound: Fraction | None  # input tokens billed for each token of their bound; None: none were billed
+    aside: tuple[tuple[str, int], ...] = ()  # rows of such a shard that stand in the last one, unless that has ended
 
 
 def _pilot(blobs: Blobs, canary: Canary, names: Mapping[int, str], work: _Work) -> _Pilot | None:
@@ -150,7 +199,9 @@ def _pilot(blobs: Blobs, canary: Canary, names: Mapping[int, str], work: _Work) 
         return None
     per_bound = Fraction(n_input.total(), sum(bounds[line] for line in n_input)) if n_input.total() else None
     homes = tuple(names.get(canary.homes[line], "") for line in lines)
-    return _Pilot(tuple(billed[line] for line in lines), homes, per_bound)
+    last = names[max(ordinal for ordinal, name in names.items() if name in work.pending)]
+    aside = tuple((names.get(home, ""), n) for home, n in canary.aside) if work.pending[last] else ()
+    return _Pilot(tuple(billed[line] for line in lines), homes, per_bound, aside)
 
 
 class _End(NamedTuple):
@@ -236,8 +287,8 @@ def _still(plan: _Planned, work: _Work, pilot: _Pilot | None) -> _Still:
         return _Still(expected, worst, worst, is_known=False)
     tokens = Rest(0, 0, 0, 0)  # of embeddings
     if pilot is not None:
-        known, cap = sum(s["output_tokens"] for s in work.shards if s["role"] == "work"), -(-n_output // n_lines)
-        tokens = _rest(pilot, tuple(work.pending.items()), work.whole, plan.n_new, known, cap)
+        cap = -(-n_output // n_lines)
+        tokens = _rest(pilot, tuple(work.pending.items()), work.whole, plan.n_new, work.n_output, cap)
     flat = replace(plan.terms.price, steps=())
     flat_worst = worst_micros([(n_input, n_output)], flat)
     n_expected = _input(plan, work, pilot)
@@ -258,7 +309,8 @@ def _rest(
 ) -> Rest:
     """One seed: the same job is told the same numbers."""
     rng = Random(0)
-    return rest(pilot.lengths, pilot.homes, dict(pending), whole, n_rows=n_rows, known=known, cap=cap, rng=rng)
+    facts = {"n_rows": n_rows, "known": known, "cap": cap}
+    return rest(pilot.lengths, pilot.homes, dict(pending), whole, **facts, rng=rng, aside=dict(pilot.aside))
 
 
 def _output_micros(n_tokens: int, price: Price) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -662,6 +663,7 @@ class _Lot:
         self._early: list[_Fresh] | None = []  # while they are so few that none may go first
         self._aside = _Shard(-1, None, folder / "aside", setup, _BOUNDLESS)  # those that go to the end
         self._aside_serials: list[int] = []
+        self._aside_homes: Counter[int] = Counter()  # shards that they were drawn from
         self._ordinal = -1
         self._placed: list[int] = []  # by serial
 
@@ -728,6 +730,7 @@ class _Lot:
                 self._place(serial, *self._shards.append(None, _fresh([request])))
             else:
                 self._aside_serials.append(serial)
+                self._aside_homes[home] += 1
                 self._aside.take(_fresh([request]), 0, sys.maxsize)
         if self._aside.n_waiting_bytes >= _FRAME_BYTES:
             self._aside.write()
@@ -757,7 +760,7 @@ class _Lot:
         serials, homes = zip(*(self._drawn[request.identity] for request in sample.held), strict=True)
         for line, serial in enumerate(serials):
             self._placed[serial] = ordinal << LINE_BITS | line
-        self.canary = Canary(shards.ids[ordinal], homes)
+        self.canary = Canary(shards.ids[ordinal], homes, tuple(sorted(self._aside_homes.items())))
 
     def _place_aside(self) -> None:
         self._aside.write()

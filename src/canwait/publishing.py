@@ -17,13 +17,15 @@ from .db import Row, Tx
 from .entries import dumps, journal
 from .errors import NotFound
 from .freshness import Cadence, Contract, NeverBuilt, Publication, cadence, changed, judge, latest, span
+from .judging import Lot, is_still_open
 from .ledger import Ledger
 from .turnaround import Seen, next_batch
-from .types import Job
+from .types import Job, JobState
 
 _SURE = Decimal("0.95")  # of a run's turnaround: 19 runs must have been seen
 _READS = 1000  # the latest, whose ages are looked at
 _KEPT = timedelta(days=30)  # rows of what was replaced, at least
+LIVE = 0  # stands for a version where no publication was read
 
 # ------------------------------------------------------------------------------------------------------- publications
 
@@ -36,19 +38,24 @@ class Draft:
     content: str  # digest of the answers and the verdict
     verdict: str
     same: Publication | None  # which has these answers already, and still has its rows
+    lot: Lot | None = None  # what its gate let through; None: there is none
 
 
-def draft(ledger: Ledger, job: str, verdict: str) -> Draft:
+def draft(ledger: Ledger, job: str, verdict: str, lot: Lot | None = None) -> Draft:
     with ledger.db.reading() as tx:
         content = _content(tx, job, verdict)
         same = tx.run("publication_same", job=job, content=content)
-        return Draft(job, content, verdict, _publication(same[0]) if same else None)
+        return Draft(job, content, verdict, _publication(same[0]) if same else None, lot)
 
 
 def is_current(ledger: Ledger, draft: Draft) -> bool:
-    """Whether a job's answers are those of the draft."""
+    """Whether a job's answers are those of the draft, and stand behind the same gate."""
     with ledger.db.reading() as tx:
-        return _content(tx, draft.job, draft.verdict) == draft.content
+        return _is_current(tx, draft)
+
+
+def _is_current(tx: Tx, draft: Draft) -> bool:
+    return _content(tx, draft.job, draft.verdict) == draft.content and is_still_open(tx, draft.job, draft.lot)
 
 
 def _content(tx: Tx, job: str, verdict: str) -> str:
@@ -73,11 +80,11 @@ def publish(
     """Record what was loaded as the job's next publication, its rows being on the disk.
 
     The same answers to the same reading of the input are one publication, however often they are loaded. None: the job's
-    answers are no longer those of the draft; whoever brought the others publishes them. `models`: that served the rows;
-    none are asked for where the draft knows the same answers.
+    answers are no longer those of the draft, or another gate stands before them; whoever brought that publishes them.
+    `models`: that served the rows; none are asked for where the draft knows the same answers.
     """
     with ledger.db.transaction("publish") as tx:
-        if _content(tx, draft.job, draft.verdict) != draft.content:
+        if not _is_current(tx, draft):
             return None
         row = tx.run("job", name=draft.job)[0]
         plan = tx.run("plan", job=draft.job, digest=row["plan"])[0]
@@ -418,7 +425,7 @@ def _cadence(tx: Tx, contract: Contract, runs: Mapping[str, Any]) -> Cadence | N
 class Reads:
     """Some reads of one publication by one reader; never what stood in it."""
 
-    version: int
+    version: int  # LIVE: of answers that were asked live
     n_reads: int
     n_rows: int
     n_stale: int
@@ -454,6 +461,17 @@ def keep_refresh(ledger: Ledger, job: str, holder: str, lease_s: float, now: dat
 def end_refresh(ledger: Ledger, job: str, holder: str) -> None:
     with ledger.db.transaction("end_refresh") as tx:
         tx.run("refresh_end", job=job, holder=holder)
+
+
+def asked_live(ledger: Ledger, job: str, is_ok: bool, now: datetime) -> None:
+    """A row that a reader asked live has ended, and its job with it where no other is out. Nobody is told that it is done:
+    a reader has waited for it."""
+    with ledger.db.transaction("asked_live") as tx:
+        words = "a row was asked live, and answered" if is_ok else "a row was asked live, and failed"
+        if not tx.run("next_due", job=job)[0]["n_open"]:
+            state = JobState.COMPLETED if is_ok else JobState.COMPLETED_WITH_FAILURES
+            tx.run("job_state", name=job, state=state.value, reason=words)
+        journal(tx, now, job, None, "asked_live", words)
 
 
 def refresh_failed(ledger: Ledger, job: str, why: str, now: datetime) -> None:
@@ -514,7 +532,8 @@ def _standings(tx: Tx, job: str, now: datetime) -> Iterable[Standing]:
         contract = contracts.get(reader)
         late, state = None, "read"
         if contract is not None:
-            answer = judge(contract, newest, now)
+            terms = replace(contract, on_stale="block") if contract.on_stale == "live" else contract
+            answer = judge(terms, newest, now)  # what is asked live instead is nothing of the set
             state = "never_built" if isinstance(answer, NeverBuilt) else type(answer).__name__.lower()
             if state in ("stale", "blocked") and newest is not None and not newest.is_misdated(now):
                 late = now - newest.source_as_of - timedelta(seconds=contract.max_age_s)

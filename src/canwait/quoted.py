@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .forecast import Outlook
 from .plan import explain
 from .price import format_usd
-from .types import Job, Plan
+from .types import Job, JudgeModel, Plan
 
 if TYPE_CHECKING:
     from .changes import Since
@@ -85,13 +85,29 @@ class JobPlan:
     def cannot_exceed_usd(self) -> Decimal:
         return usd(self.outlook.cannot_exceed_micros)
 
+    @property
+    def judge(self) -> JudgeModel | None:
+        """Of its gate: a job of its own once this one has ended, under a limit that is in none of the other figures."""
+        return self.job.quality.judge if self.job.quality else None
+
+    @property
+    def judge_usd(self) -> Decimal | None:
+        """The limit of its judge model; None: it has none."""
+        return None if self.judge is None else usd(self.judge.micros)
+
     def explain(self) -> str:
         ready = None if self.ready is None else self.ready.words.removeprefix("ready ")
         since = None if self.since is None else str(self.since)
-        more = {"cost": str(self.outlook), "ready": ready, "late": self.late, "since": since}
+        more = {"cost": str(self.outlook), "judge": self._judge(), "ready": ready, "late": self.late, "since": since}
         return explain(self.value, self.job, more | {"note": "; ".join(self.outlook.notes)})
 
     __str__ = __repr__ = explain
+
+    def _judge(self) -> str | None:
+        if (judge := self.judge) is None:
+            return None
+        rows = f"{judge.provider}/{judge.model} looks at {min(judge.rows, self.value.n_rows):,} rows at most"
+        return f"${format_usd(judge.micros)} at most, besides: {rows}, as a job of its own once these have ended"
 
 
 def usd(micros: int) -> Decimal:

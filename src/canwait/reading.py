@@ -1,7 +1,7 @@
 """A reader of a job's publications: it says how old an answer it accepts, and gets a fresh one or is told otherwise.
 
 with canwait.reader("labels", as_="dash/support", max_age="24h", on_stale="serve") as labels:
-    hit = labels.get("T-1042")      # value, age, stale, version, gate; None: no such row
+    hit = labels.get("T-1042")      # value, age, stale, live, version, gate; None: no such row
     table = labels.frame("polars")
 """
 
@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -28,11 +29,13 @@ from .freshness import (
     Blocked,
     Contract,
     Fresh,
+    Live,
     NeverBuilt,
     OnStale,
     Publication,
     Stale,
     judge,
+    span,
     stricter,
 )
 from .ledger import Ledger
@@ -44,17 +47,13 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from .client import Client
+    from .live import Asking
     from .published import PublishedRows
 
 _log = logging.getLogger("canwait")
 _TOGETHER, _APART = 1000, timedelta(minutes=1)  # reads by key that are recorded together, and how long one may wait
 _LEASE_S = 600.0  # of a refresh; it is renewed while the job runs
 _FRAMES = ("pyarrow", "pandas", "polars", "duckdb")
-_LIVE = (
-    "on_stale",
-    "`live` is not served: a row's answer is made from the row, which a reader does not have, and within a stated budget",
-    "use `refresh`, or run a job over those rows with `tier: standard`",
-)
 _refreshes = count()
 
 Refresh = str | Path | Job | Callable[[Stale | Blocked | NeverBuilt], object]
@@ -68,6 +67,9 @@ def reader(
     on_stale: str | None = None,
     missed_runs: int = 0,
     refresh: Refresh | None = None,
+    live: str | Path | Job | None = None,
+    live_budget_usd: str | int | Decimal | None = None,
+    live_within: str | timedelta = "60s",
     output: type[BaseModel] | None = None,
     client: Client | None = None,
 ) -> Reader:
@@ -75,21 +77,21 @@ def reader(
 
     as_: who reads, as in "dash/support". max_age: the oldest answer it accepts, counted from when the job's input was read,
     like "24h"; None: what `canwait fresh` says of this reader. on_stale: past that age it is served and says so (`serve`),
-    StaleResult is raised (`block`), or it is served while one of the readers makes the next (`refresh`); None: `block`,
-    or with the age what was stated. A person's revision counts where it is stricter. refresh: how: a job, or its file,
-    which is run in the background within its budget; or a function that is told, and sees to it. output: what values
-    become, instead of mappings. Raises SpecError, and NotFound where no contract is known.
+    StaleResult is raised (`block`), it is served while one of the readers makes the next (`refresh`), or the row is asked
+    for now (`live`); None: `block`, or with the age what was stated. A person's revision counts where it is stricter.
+    refresh: how: a job, or its file, which is run in the background within its budget; or a function that is told, and
+    sees to it. live: the job that publishes here, or its file: what a row is asked by, for at most `live_budget_usd` in
+    all, and waited for so long as `live_within` says. output: what values become, instead of mappings. Raises SpecError,
+    NotFound where no contract is known, and for `live` UnknownPrice.
     """
     from .client import connect
 
-    if on_stale == "live":
-        raise _wrong(*_LIVE)
-    if on_stale not in (None, "serve", "block", "refresh"):
-        raise _wrong("on_stale", f"found {on_stale!r}; expected serve, block or refresh")
+    if on_stale not in (None, "serve", "block", "refresh", "live"):
+        raise _wrong("on_stale", f"found {on_stale!r}; expected serve, block, refresh or live")
     if not as_ or not 0 <= missed_runs <= MAX_MISSED_RUNS:
         most = f"from 0 to {MAX_MISSED_RUNS} missed runs"
         raise _wrong("as_", f"expected who reads, as in 'dash/support', and {most}")
-    seconds = _seconds(max_age)
+    seconds = None if max_age is None else _seconds(max_age)
     own = connect() if client is None else None
     opened = client or cast("Client", own)
     try:
@@ -97,8 +99,7 @@ def reader(
         if seconds is None and stated is None:
             raise NotFound(what=f"contract of a reader of {name}", name=as_, hint="say `max_age=`")
         then = on_stale or (stated.on_stale if stated else "block")
-        if then == "live":
-            raise _wrong(*_LIVE)
+        asking = _asking(opened, name, then, live, live_budget_usd, live_within)
         if (then == "refresh") != (refresh is not None) and (on_stale or refresh) is not None:
             raise _wrong("refresh", "`on_stale='refresh'` and `refresh=`, a job or a function, are stated together")
         if stated is not None:
@@ -110,23 +111,42 @@ def reader(
         if own is not None:
             own.close()
         raise
-    return Reader(opened, contract, refresh, output, own=own is not None)
+    return Reader(opened, contract, refresh, output, own=own is not None, asking=asking)
 
 
-def _seconds(max_age: str | timedelta | None) -> int | None:
+def _asking(
+    client: Client, job: str, on_stale: str, live: str | Path | Job | None, budget_usd: str | int | Decimal | None,
+    within: str | timedelta,
+) -> Asking | None:  # fmt: skip
+    """What asks live, where a reader's terms say so. Raises SpecError, UnknownPrice."""
+    from .fields import parse_usd
+
+    if (on_stale == "live") != (live is not None) or (live is None) != (budget_usd is None):
+        what = "`on_stale='live'`, `live=`, the job that publishes here or its file, and `live_budget_usd=` are stated together"
+        raise _wrong("live", what, "without them, read with `on_stale='block'` or 'serve'")
+    if live is None:
+        return None
+    from .live import Asking
+
+    try:
+        micros = parse_usd(budget_usd)
+    except ValueError as error:
+        raise _wrong("live_budget_usd", str(error)) from None
+    return Asking(client, job, live, micros, timedelta(seconds=_seconds(within, "live_within")))
+
+
+def _seconds(age: str | timedelta, field: str = "max_age") -> int:
     """Whole seconds, rounded down. Raises SpecError."""
     from .fields import parse_duration
 
-    if max_age is None:
-        return None
     try:
-        if not isinstance(max_age, timedelta):
-            return parse_duration(max_age)
-        if not timedelta(0) < max_age <= timedelta(seconds=MAX_AGE_S):
-            raise ValueError(f"found {max_age}; expected more than nothing and at most {MAX_AGE_S // 86_400}d")
+        if not isinstance(age, timedelta):
+            return parse_duration(age)
+        if not timedelta(0) < age <= timedelta(seconds=MAX_AGE_S):
+            raise ValueError(f"found {age}; expected more than nothing and at most {MAX_AGE_S // 86_400}d")
     except ValueError as error:
-        raise _wrong("max_age", str(error)) from None
-    return int(max_age.total_seconds())
+        raise _wrong(field, str(error)) from None
+    return int(age.total_seconds())
 
 
 def _wrong(field: str, why: str, hint: str | None = None) -> SpecError:
@@ -139,20 +159,23 @@ class Hit:
 
     key: str
     value: Any  # the output model, a mapping of the output's fields, text, or the numbers of an embedding
-    age: timedelta  # since the job's input was read
+    age: timedelta  # since the job's input was read; of a live answer since its row was
     stale: bool  # past what this reader accepts
-    version: int  # of the publication
+    version: int | None  # of the publication; None: it was asked live
     gate: str  # the verdict on it, in words
     model: str  # that answered
     effective_until: datetime | None  # when its input was found changed; None: it is not known to have
+    live: bool = False  # asked for by this reader, and of no publication
 
 
 class Reader:
     """One reader of one job. Safe to share between threads; close it, or leave its `with`, to have its reads recorded."""
 
     def __init__(
-        self, client: Client, contract: Contract, refresh: Refresh | None, output: type[BaseModel] | None, *, own: bool
-    ) -> None:
+        self, client: Client, contract: Contract, refresh: Refresh | None, output: type[BaseModel] | None, *, own: bool,
+        asking: Asking | None = None,
+    ) -> None:  # fmt: skip
+        self._asking = asking
         self._client, self._contract, self._refresh, self._output = client, contract, refresh, output
         self._lock = threading.Lock()
         self._rows: tuple[str, PublishedRows] | None = None  # of the blob that was read last
@@ -180,7 +203,7 @@ class Reader:
 
     @property
     def outcome(self) -> Answer:
-        """What reading would get now: Fresh, Stale, Blocked or NeverBuilt. It is not recorded, and raises nothing."""
+        """What reading would get now: Fresh, Stale, Blocked, Live or NeverBuilt. It is not recorded, and raises nothing."""
         newest, contract = self._look()
         return judge(contract, newest, self._client.clock.now())
 
@@ -195,17 +218,30 @@ class Reader:
         newest = self.publication
         return None if newest is None else self._client.clock.now() - newest.source_as_of
 
-    def get(self, key: str) -> Hit | None:
-        """The row of that key; None where the publication has none. Raises StaleResult and NotBuilt as the contract says."""
-        served = self._served()
+    def get(self, key: str, row: Mapping[str, Any] | None = None) -> Hit | None:
+        """The row of that key; None where there is none. Raises StaleResult and NotBuilt as the contract says.
+
+        A reader with `live` asks for what the publication does not have, or is too old to say: by `row`, a mapping as the
+        job's source would have it; None: it is looked up there, which reads the source up to that row.
+        """
+        newest, contract = self._look()
+        outcome = judge(contract, newest, self._client.clock.now())
+        if isinstance(outcome, Live):
+            return self._asked(outcome, contract, key, row)
+        served = self._served(outcome)
         rows = self._opened(served.publication)
         found = rows.find(key)
-        self._tally.add(served, 0 if found is None else 1)
+        if found is None and contract.on_stale == "live":
+            why = f"version {served.publication.version} has no such row"
+            return self._asked(Live(served.publication, why), contract, key, row)
+        self._tally.add(
+            served.publication.version, served.age, 0 if found is None else 1, stale=isinstance(served, Stale)
+        )
         return None if found is None else self._hit(served, rows, found)
 
     def rows(self) -> Iterator[Hit]:
         """All rows one by one, in bounded memory. Raises as `get`."""
-        served = self._served()
+        served = self._served(self.outcome)
         rows = self._opened(served.publication)
         for batch in self._passing(served, rows):
             for found in batch.to_pylist():
@@ -216,7 +252,7 @@ class Reader:
         name = kind if isinstance(kind, str) else getattr(kind, "__name__", "pyarrow" if kind is None else repr(kind))
         if name not in _FRAMES:
             raise SpecError([Problem("frame", None, None, None, f"found {name}; expected {', '.join(_FRAMES)}")])
-        served = self._served()
+        served = self._served(self.outcome)
         path = self._client.blobs.path(served.publication.blob)
         frame = _frame(name, path)
         self._record(served, served.publication.rows)
@@ -224,7 +260,7 @@ class Reader:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows in record batches, in bounded memory. Raises as `get`."""
-        served = self._served()
+        served = self._served(self.outcome)
         yield from self._passing(served, self._opened(served.publication))
 
     # ------------------------------------------------------------------------------------------------------------ parts
@@ -234,9 +270,9 @@ class Reader:
         newest, stated = publishing.look(c.ledger, ours.job, ours.reader, c.clock.now())
         return newest, stricter(ours, stated)
 
-    def _served(self) -> Fresh | Stale:
-        """What may be read now. Raises StaleResult and NotBuilt."""
-        match self.outcome:
+    def _served(self, outcome: Answer) -> Fresh | Stale:
+        """What of a publication may be read now. Raises StaleResult and NotBuilt."""
+        match outcome:
             case Fresh() as fresh:
                 return fresh
             case Stale() as stale:
@@ -248,9 +284,38 @@ class Reader:
                     job=publication.job, version=publication.version, why=why, reader=self._contract.reader,
                     age_s=round(age.total_seconds()), outcome=blocked,
                 )  # fmt: skip
+            case Live(Publication() as publication, why):
+                raise StaleResult(
+                    job=publication.job, version=publication.version, why=f"{why}; only single rows are asked live",
+                    reader=self._contract.reader, outcome=outcome,
+                )  # fmt: skip
+            case Live(_, why):
+                raise NotBuilt(job=self._contract.job, why=f"{why}; only single rows are asked live", outcome=outcome)
             case NeverBuilt(job, why) as never:
                 self._ask(never)
                 raise NotBuilt(job=job, why=why, outcome=never)
+
+    def _asked(self, outcome: Live, contract: Contract, key: str, row: Mapping[str, Any] | None) -> Hit | None:
+        """The row, asked for now. Raises StaleResult with what stands in the way."""
+        from .live import Answered, Unanswered
+
+        assert self._asking is not None  # no other contract is `live`
+        most = timedelta(seconds=contract.max_age_s)
+        found = self._asking.ask(key, row, most)
+        age = self._client.clock.now() - found.as_of if isinstance(found, Answered) else timedelta(0)
+        if age > most:
+            found = Unanswered(f"the answer took {span(age)}, and is that old")
+        if isinstance(found, Unanswered):
+            raise StaleResult(
+                f"Nothing of {contract.job} that {contract.reader} accepts was served. {outcome.why}. Asked live: {found.why}",
+                hint=found.hint, job=contract.job, reader=contract.reader, cause=found.why, outcome=outcome,
+                version=outcome.publication and outcome.publication.version,
+            )  # fmt: skip
+        self._tally.add(publishing.LIVE, age, 0 if found is None else 1)
+        if found is None:
+            return None
+        value = self._value(found.row, found.kind, found.key)
+        return Hit(found.row[found.key], value, age, False, None, found.gate, found.row["_model"], None, live=True)
 
     def _opened(self, publication: Publication) -> PublishedRows:
         from .published import PublishedRows
@@ -272,20 +337,21 @@ class Reader:
 
     def _hit(self, served: Fresh | Stale, rows: PublishedRows, row: Mapping[str, Any]) -> Hit:
         published = served.publication
-        value: Any = {name: value for name, value in row.items() if name != published.key and name not in PROVENANCE}
-        if rows.answer != "fields":
-            value = next(iter(value.values()))
-        elif self._output is not None:
-            value = self._output.model_validate(value)
-        stale = isinstance(served, Stale)
+        value = self._value(row, rows.answer, published.key)
         return Hit(
-            row[published.key], value, served.age, stale, published.version, published.verdict, row["_model"],
+            row[published.key], value, served.age, isinstance(served, Stale), published.version, published.verdict, row["_model"],
             published.effective_until,
         )  # fmt: skip
 
+    def _value(self, row: Mapping[str, Any], kind: str, key: str) -> Any:
+        value: Any = {name: value for name, value in row.items() if name != key and name not in PROVENANCE}
+        if kind != "fields":
+            return next(iter(value.values()))
+        return value if self._output is None else self._output.model_validate(value)
+
     def _record(self, served: Fresh | Stale, n_rows: int) -> None:
         self._tally.flush()
-        self._tally.add(served, n_rows)
+        self._tally.add(served.publication.version, served.age, n_rows, stale=isinstance(served, Stale))
         self._tally.flush()
 
     # ---------------------------------------------------------------------------------------------------------- refresh
@@ -389,14 +455,13 @@ class _Tally:
         self._not_before: datetime | None = None  # after a failure
         self._timer: threading.Timer | None = None  # for reads after which no other comes
 
-    def add(self, served: Fresh | Stale, n_rows: int) -> None:
-        now, version = self._clock.now(), served.publication.version
+    def add(self, version: int, age: timedelta, n_rows: int, *, stale: bool = False) -> None:
+        now = self._clock.now()
         with self._lock:
-            if self._groups.keys() - {version}:
+            if version != publishing.LIVE and self._groups.keys() - {version, publishing.LIVE}:
                 self._flush(now)
-            since, r = self._groups.get(version) or _Group(now, publishing.Reads(version, 0, 0, 0, served.age))
-            n_stale = r.n_stale + isinstance(served, Stale)
-            reads = publishing.Reads(version, r.n_reads + 1, r.n_rows + n_rows, n_stale, max(r.oldest, served.age))
+            since, r = self._groups.get(version) or _Group(now, publishing.Reads(version, 0, 0, 0, age))
+            reads = publishing.Reads(version, r.n_reads + 1, r.n_rows + n_rows, r.n_stale + stale, max(r.oldest, age))
             self._groups[version] = _Group(since, reads)
             if reads.n_reads >= _TOGETHER or now - since >= _APART:
                 self._flush(now)

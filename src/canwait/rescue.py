@@ -17,7 +17,7 @@ from typing import Any, cast
 from . import entries, history
 from .clock import from_us, to_us
 from .codec import plain, terms_from_json
-from .db import Row
+from .db import Row, Tx
 from .errors import BudgetExceeded, BudgetFrozen, KeyRefused
 from .ledger import Ledger
 from .price import format_usd
@@ -47,12 +47,20 @@ def state(
     with ledger.db.transaction("state_fallback") as tx:
         raw = json.loads(tx.run("plan", job=job, digest=plan)[0]["terms"])
         before = terms_from_json(raw)
-        after = stated(before, rescue, at_deadline)
+        after = _settling(tx, job, plan, before, stated(before, rescue, at_deadline))
         if after != before:
             changed = {name: plain(getattr(after, name)) for name in ("rescues", "rescue", "at_deadline")}
             tx.run("plan_terms", job=job, digest=plan, terms=entries.dumps({**raw, **changed}))
             words = "the job file says something else of rows that are late"
             entries.journal(tx, now, job, None, "fallback_stated", words, rescue=after.rescue, at_deadline=at_deadline)
+
+
+def _settling(tx: Tx, job: str, plan: str, before: Terms, after: Terms) -> Terms:
+    """With the prices as they were of tiers for which rows of the plan hold money: what is held is what may be billed."""
+    holding = [row for row in tx.run("open_shards") if (row["job"], row["plan"]) == (job, plan) and row["held_micros"]]
+    out = {row["provider"] for row in holding} | {before.rescue for row in holding if row["moving_us"] is not None}
+    price = {known.adapter: known.price for known in before.rescues if known.adapter in out}
+    return replace(after, rescues=tuple(replace(r, price=price.get(r.adapter, r.price)) for r in after.rescues))
 
 
 # ---------------------------------------------------------------------------------------------------- what is to be moved

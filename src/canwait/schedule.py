@@ -76,12 +76,16 @@ class Ready:
     basis: str = ""  # which past ones it rests on
 
 
-def in_turn(rounds: Sequence[Ready]) -> Ready:
-    """The canary, and the others when it is back: their times together, which is late rather than early."""
-    p50_s, p95_s = sum(r.p50_s for r in rounds), sum(r.p95_s for r in rounds)
-    each = "; then the others in ".join(r.words.removeprefix("ready in ") for r in rounds)
-    words = f"ready in {_span(p50_s)} (p50), {_span(p95_s)} (p95): the canary in {each}"
-    return Ready(p50_s, p95_s, words, "; then ".join(dict.fromkeys(r.basis for r in rounds)))
+def in_turn(canary: Ready, others: Ready, p50_s: float, p95_s: float, sizes: Sequence[int]) -> Ready:
+    """The canary, and the others when it is back, in waves of so many batches."""
+    first, then = (r.words.removeprefix("ready in ") for r in (canary, others))
+    if len(sizes) > 1:
+        *most, last = map(str, sizes)
+        then = f"waves of {', '.join(most)} and {last} batches, each once those before it are tested"
+    else:
+        then = f"the others in {then}"
+    words = f"ready in {_span(p50_s)} (p50), {_span(p95_s)} (p95): the canary in {first}; then {then}"
+    return Ready(p50_s, p95_s, words, "; then ".join(dict.fromkeys((canary.basis, others.basis))))
 
 
 def ready_in_a_row(rates: Sequence[float], limit_rows_per_s: float | None, n_rows: int) -> Ready | None:
@@ -155,17 +159,6 @@ def pace(rates: Sequence[float], limit_rows_per_s: float | None) -> Pace | None:
     least = min([*rates, *limit])
     what = "the rate limit" if limit == [least] else f"the slowest of {len(rates)} past runs"
     return Pace(least / MARGIN, len(rates), f"{what} / {MARGIN}; {batches_needed(SURE)} past runs would tell more")
-
-
-def by_pace(rates: Sequence[float], limit_rows_per_s: float | None, n_rows: int) -> Turnaround | None:
-    """Of a tier that answers row by row, for `n_rows`; None where nothing is known of its rate."""
-    known = pace(rates, limit_rows_per_s)
-    if known is None:
-        return None
-    curve = survival([Seen(n_rows / rate) for rate in rates])
-    if curve.n >= ENOUGH:
-        return Turnaround(curve, True, f"{curve.n} past runs")
-    return Turnaround(_step(known.redo_s(n_rows), curve), False, known.basis)
 
 
 def latest_start(deadline: datetime, n_rows: int, pace: Pace, cancel_s: float = CANCEL_S) -> datetime:

@@ -31,7 +31,7 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from . import types
+from . import language, types
 from .addresses import fault_of, kind_of, local_path, shown
 from .channels import fault_of as target_fault
 from .checks import OURS, function_of, judge_prompt, rule_fault
@@ -84,11 +84,14 @@ def job_from_dict(d: Mapping[str, Any], *, name_of_file: str = "<job>", base_dir
 
 
 def problems_at(file: Path | None, field: str, messages: Iterable[str]) -> list[Problem]:
-    """What was found wrong with a field after its file had been read, at its place there; `file`: None for a job without."""
+    """What was found wrong with a field after its file had been read, at its place there; `file`: None for a job without.
+
+    `field`: with a dot for a field of a section.
+    """
     if file is None:
         return [Problem("<job>", None, None, field, message) for message in messages]
     document = read_document(file)
-    document.faults = [Fault((field,), message) for message in messages]
+    document.faults = [Fault(tuple(field.split(".")), message) for message in messages]
     return document.problems()
 
 
@@ -243,6 +246,19 @@ _PRESETS = {  # methods.md 5.1: the bad rate that is refused, and how surely
 }
 
 
+def _language(code: str) -> str:
+    if code in language.CODES:
+        return code
+    known = sorted(language.CODES)
+    meant = re.split("[-_]", code.lower())[0]
+    hint = f"; did you mean '{meant}'?" if meant in known else did_you_mean(code, known)
+    raise ValueError(f"found {as_found(code)}; expected ISO 639-1{hint or ': ' + ' '.join(known)}")
+
+
+_CODES = {"pattern": f"^({'|'.join(sorted(language.CODES))})$"}
+Language = Annotated[str, Strict(), AfterValidator(_language), Field(json_schema_extra=_CODES)]
+
+
 class JudgeSection(Section):
     model: Annotated[tuple[str, str], BeforeValidator(parse_model, Line)] = Field(description="as `model` of the job")
     prompt: Annotated[str, Strict(), AfterValidator(judge_prompt)] = Field(description="shows `input`, `answer`, `key`")
@@ -270,11 +286,17 @@ class QualitySection(Section):
         None, description="rows a person is asked to judge at most, of each stratum; 60 when left out"
     )
     strata: Line | None = Field(None, description="a field of the answer, each value of which is judged for itself")
-    on_refuse: Literal["quarantine", "load_accepted_strata"] = Field(
-        "quarantine", description="what becomes of a refused lot: none of it is loaded, or its accepted strata"
+    on_refuse: Literal["quarantine", "load_accepted_strata", "rerun"] = Field(
+        "quarantine", description="a refused lot: none of it is loaded, its accepted strata are, or it is asked again once"
     )
     rules: Annotated[list[Line], Field(max_length=100)] = Field(
         [], description="what every answer must hold: expressions over its fields, or package.module:function"
+    )
+    language: Annotated[tuple[Language, ...], in_short(lambda text: [text], Language | list[Language])] = Field(
+        (), description="what answers must be written in: en, or a list like [en, de]; needs canwait[language]"
+    )
+    canary: Literal["checked", "judged"] = Field(
+        "checked", description="the first shard: freely checked, or accepted by whoever judges before more is sent"
     )
 
     @field_validator("refuse_if_bad_rate", "sure")
@@ -292,8 +314,8 @@ class QualitySection(Section):
             raise ValueError(f"the preset '{self.preset}' says what it refuses; leave refuse_if_bad_rate and sure out")
         if self.preset and self.rows:
             raise ValueError(f"the preset '{self.preset}' says how many rows are judged; leave rows out")
-        if self.by == "rule" and not self.rules:
-            raise ValueError("nothing judges: by: rule needs `rules`")
+        if self.by == "rule" and not (self.rules or self.language):
+            raise ValueError("nothing judges: by: rule needs `rules` or `language`")
         if self.by == "rule" and (self.rows or self.strata or self.preset):
             raise ValueError("rules judge every row; leave rows, strata and preset out, or say by: human")
         if (self.by == "judge") != (self.judge is not None):
@@ -314,9 +336,10 @@ class QualitySection(Section):
         assert refused is not None
         j = self.judge
         judge = types.JudgeModel(*j.model, j.prompt, j.max_output_tokens, j.budget.usd, j.tier, j.rows) if j else None
+        rules = (*self.rules, *([language.rule_of(self.language)] if self.language else []))
         return types.Quality(
             refused, self.sure or sure, self.by, self.rows, self.preset, self.strata, self.on_refuse,
-            tuple(self.rules), judge,
+            rules, judge, self.canary,
         )  # fmt: skip
 
 
@@ -555,8 +578,8 @@ class JobFile(Section):
             return quality
         document, output = _document(info), info.data["output"]
         fields = None if output is None else output.get("properties")
-        if info.data.get("endpoint") is Endpoint.EMBEDDINGS and (quality.rules or quality.strata):
-            raise ValueError("an embedding has no words; leave rules and strata out")
+        if info.data.get("endpoint") is Endpoint.EMBEDDINGS and (quality.rules or quality.language or quality.strata):
+            raise ValueError("an embedding has no words; leave rules, language and strata out")
         if quality.strata and quality.strata not in (fields or ()):
             known = f"; expected {', '.join(fields)}" if fields else "; without `output` there are no fields"
             why = f"the answer has no field '{quality.strata}'" + (

@@ -318,9 +318,10 @@ class Quality:
     rows: int | None = None  # judged at most, of each stratum; None: 60, or as many as it takes to be that sure
     preset: Literal["relaxed", "standard", "strict", "zero"] | None = None
     strata: str | None = None  # a field of the answer; rows of each value are judged for themselves
-    on_refuse: Literal["quarantine", "load_accepted_strata"] = "quarantine"
-    rules: tuple[str, ...] = ()  # expressions over every answer, or package.module:function
+    on_refuse: Literal["quarantine", "load_accepted_strata", "rerun"] = "quarantine"  # rerun: once, then quarantine
+    rules: tuple[str, ...] = ()  # expressions over every answer, package.module:function, or language.rule_of
     judge: JudgeModel | None = None  # where `by` says so
+    canary: Literal["checked", "judged"] = "checked"  # judged: it is accepted before more of its plan is sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +417,7 @@ class Canary:
 
     shard: str
     homes: tuple[int, ...]  # by line, in random order: the place in `Plan.shard_ids` of the shard it was drawn from
+    aside: tuple[tuple[int, int], ...] = ()  # from such a place: how many were in the sample for a while, and go last now
 
 
 @dataclass(frozen=True, slots=True)
@@ -544,6 +546,11 @@ class Terms:
     rescues: tuple[Rescue, ...] = ()  # every one that shards of the plan may be on
     rescue: str | None = None  # the adapter of the one that stands; None: nothing is moved
     at_deadline: AtDeadline | None = None
+
+    @property
+    def is_canary_judged(self) -> bool:
+        """Whether its canary must be accepted before more of the plan is sent."""
+        return self.quality is not None and self.quality.canary == "judged"
 
     def price_of(self, adapter: str) -> Price:
         """What rows cost on the adapter they were sent by."""

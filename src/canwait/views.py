@@ -15,6 +15,7 @@ from functools import lru_cache
 from itertools import compress
 from typing import Any
 
+from . import language, publishing
 from .blobs import Blobs
 from .clock import from_us
 from .db import Row
@@ -97,17 +98,22 @@ def figures(ledger: Ledger, job: str) -> Figures:
     rows = count_rows(ledger, job, row["plan"])
     money = ledger.query("job_money", job=job)[0]
     budget = ledger.query("budget", id=f"job:{job}")[0]
-    shards = ledger.query("shards", job=job)
     gated = quality_of(ledger, job, row["plan"]) is not None
     gate = _gate(ledger, job) if gated and not rows[Outcome.PENDING] else None
     out = gate.left_out if gate else 0
     failed = rows[Outcome.FAILED] + rows[Outcome.EXPIRED] + rows[Outcome.CANCELLED] + out
     due, _ = ledger.next_due(job)
+    # One that waits for its canary to be judged is paused; run again, it goes on until it is found to wait still.
+    goes_on = row["state"] == JobState.GATE.value and rows[Outcome.PENDING] and not row["paused"]
     return Figures(
         job=job,
         plan=plan["id"],
-        state=JobState(row["state"]),
-        reason=gate.reason if gate is not None and row["state"] == JobState.GATE.value else row["reason"],
+        state=JobState.IN_PROGRESS if goes_on else JobState(row["state"]),
+        reason=None
+        if goes_on
+        else gate.reason
+        if gate is not None and row["state"] == JobState.GATE.value
+        else row["reason"],
         rows=plan["n_rows"],
         ok=rows[Outcome.OK] - out,
         failed=failed,
@@ -130,7 +136,7 @@ def figures(ledger: Ledger, job: str) -> Figures:
         limit_micros=budget["limit_micros"],
         deadline=from_us(row["deadline_us"]),
         paused=row["paused"],
-        blocked=tuple(sorted({s["blocked"] for s in shards if s["blocked"] and is_open(s)})),
+        blocked=tuple(row["blocked"] for row in ledger.query("blocked_by", job=job)),
         next_at=due,
         loaded=json.loads(row["loaded"]) if row["loaded"] else None,
         tier=Tier(plan["tier"]),
@@ -142,8 +148,10 @@ def figures(ledger: Ledger, job: str) -> Figures:
 
 
 def _served(ledger: Ledger, job: str) -> int | None:
-    found = ledger.query("publication_newest", job=job)
-    return found[0]["version"] if found else None
+    """The version that readers went on with when it missed its deadline; None: there was none."""
+    missed_us = ledger.query("missed_at", job=job)[0]["at_us"]
+    found = publishing.newest(ledger, job, from_us(missed_us)) if missed_us else None
+    return found.version if found else None
 
 
 def _gate(ledger: Ledger, job: str) -> GateView | None:
@@ -172,13 +180,20 @@ def count_rows(ledger: Ledger, job: str, plan: str) -> dict[Outcome, int]:
 @lru_cache(1024)  # who watches a job asks twice a second, and few shards have changed by then
 def _counted(packed_vector: bytes, packed_weights: bytes) -> Sequence[tuple[Outcome, int]]:
     """Rows that wait for one shard, by the outcomes of their lines."""
-    vector, raw = zlib.decompress(packed_vector), zlib.decompress(packed_weights)
+    vector = zlib.decompress(packed_vector)
     outcomes = [outcome for outcome in Outcome if outcome in vector]
-    if raw == b"\1\0\0\0" * len(vector):
-        return [(outcome, vector.count(outcome)) for outcome in outcomes]
-    weights = array("I", raw)
+    if packed_weights == _once(len(vector)):
+        rare = {outcome: vector.count(outcome) for outcome in outcomes if outcome != vector[0]}  # most are as the first
+        return [(outcome, rare.get(outcome, len(vector) - sum(rare.values()))) for outcome in outcomes]
+    weights = array("I", zlib.decompress(packed_weights))
     lines = {o: vector.translate(bytes(byte == o for byte in range(256))) for o in outcomes}
     return [(outcome, sum(compress(weights, lines[outcome]))) for outcome in outcomes]
+
+
+@lru_cache(256)
+def _once(n_lines: int) -> bytes:
+    """The weights of lines that one row each waits for, as the ledger packs them: most are, and need not be unpacked."""
+    return zlib.compress(b"\1\0\0\0" * n_lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,6 +417,7 @@ def causes(ledger: Ledger, blobs: Blobs, job: str) -> dict[str, int]:
     lot = standing(ledger, job).lot
     if lot is not None:
         by_rule = lot.n_broken - lot.broken.get(REFUSED_BEFORE, 0)
-        out = {"rule": by_rule, "gate": lot.n_left_out - by_rule}
+        foreign = sum(n for rule, n in lot.broken.items() if language.codes_of(rule))
+        out = {"rule": by_rule - foreign, language.NAME: foreign, "gate": lot.n_left_out - by_rule}
         counts |= {cause: n for cause, n in out.items() if n}
     return counts

@@ -95,6 +95,8 @@ class Slots:
             run_s=_run_s(runs) * width_s,
             apart_s=float(median(begins) * width_s) if begins else None,
             run_busy=len(slots) / sum(run.wide for run in runs),
+            apart_least_s=float(min(begins) * width_s) if begins else None,
+            apart_most_s=float(max(begins) * width_s) if begins else None,
         )
 
 

@@ -19,17 +19,18 @@ from .calls import Asked, Call
 from .findings import Needs
 from .prefixes import prefix_of
 from .reading import read_logs
+from .report import shown, words_of
 
 MOST_ROWS = 10_000  # of a draft's file of rows
 _RUN = {"openai", "anthropic"}  # what this version runs; a site elsewhere moves with --model
 _MOVABLE = {Needs.BATCH.value: "batch", Needs.NEAR_REAL_TIME.value: "near_real_time", Needs.HYBRID.value: "batch"}
 _SAMPLE = 200  # texts that what all begin with is found from
-_DAY_S = 86_400
+_DAY_S, _HOUR_US = 86_400, 3_600_000_000
 
 _JOB = """\
 # yaml-language-server: $schema=job.v1.json        (canwait schema job > job.v1.json)
 # Drafted from {audit}: {why}
-version: 1
+{only}version: 1
 name: {name}
 source: {{uri: {source}, key: {key}}}
 model: {model}
@@ -54,11 +55,15 @@ class Draft:
     max_output_tokens: int
     budget_usd: str
     why: str
+    moves: Mapping[str, Any] | None  # of a hybrid site: what tells its calls that can wait
+    only: str | None  # which of its calls can wait, in words; None: all
 
 
 def draft_of(audit: Mapping[str, Any], name: str, file: str, model: str | None = None) -> Draft:
     """The draft of one site of an audit.json. Raises NotFound, and SpecError for a site that must not be moved."""
     sites = {site["name"]: site for site in audit["sites"]}
+    if name not in sites and len(as_shown := [n for n in sites if shown(n) == name]) == 1:
+        name = as_shown[0]  # what a terminal cannot show is copied from there as it was shown
     if name not in sites:
         near = did_you_mean(name, list(sites))
         raise NotFound(
@@ -69,8 +74,11 @@ def draft_of(audit: Mapping[str, Any], name: str, file: str, model: str | None =
         asks = f"; ask: {site['asks']}" if site["asks"] else ""
         hint = f"where its owner knows better: canwait audit ... --decide '{name}=batch', then again"
         raise SpecError([Problem(file, None, None, name, f"its readers need it {site['needs']}{asks}")], hint=hint)
-    facts = site["facts"]
-    used = max(facts["models"], key=lambda use: use["n_calls"], default=None) if facts else None
+    facts, moves = site["facts"], site["moves"]
+    if site["needs"] == Needs.HYBRID.value and not moves:
+        what = "some of its calls can wait, and the log does not tell which"
+        raise SpecError([Problem(file, None, None, name, what)], hint="log what starts each call: canwait.trigger")
+    used = max(_models(facts, moves), key=lambda use: use["n_calls"], default=None) if facts else None
     if model is None and (used is None or used["provider"] not in _RUN or not used["model"]):
         found = f"{used['provider'] or 'an unknown provider'}/{used['model']}" if used else "no model"
         what = f"it calls {found}; this version runs {' and '.join(sorted(_RUN))} and your own servers"
@@ -89,7 +97,19 @@ def draft_of(audit: Mapping[str, Any], name: str, file: str, model: str | None =
         max_output_tokens=_bound(facts),
         budget_usd=_budget(site),
         why=f"{site['proof']}: {said}",
+        moves=moves,
+        only=f"{words_of(moves['by'], moves['values'])} ({site['movable_share']:.0%} of them)" if moves else None,
     )
+
+
+def _models(facts: Mapping[str, Any], moves: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """The models of the calls that move."""
+    if moves is None:
+        yield from facts["models"]
+        return
+    for group in facts["groups"]:
+        if group["late"] if moves["by"] == "first use" else group[moves["by"]] in moves["values"]:
+            yield from group["models"]
 
 
 def job_text(draft: Draft, *, name: str, source: str, key: str, prompt: str, target: str, audit: str) -> str:
@@ -100,16 +120,19 @@ def job_text(draft: Draft, *, name: str, source: str, key: str, prompt: str, tar
         audit=_comment(audit), why=_comment(draft.why), name=quoted(name), source=quoted(source),
         key=quoted(key), model=quoted(draft.model), prompt=quoted(prompt),
         endpoint=f"endpoint: {draft.endpoint}\n" if draft.endpoint != "chat" else "", bound="" if embeds else bound,
+        only=f"# Only {_comment(draft.only)}: the others stay where they are.\n" if draft.only else "",
         urgency=draft.urgency, deadline=draft.deadline, budget=draft.budget_usd, target=quoted(target),
     )  # fmt: skip
 
 
-def rows_of(read: Mapping[str, Any], site: str, file: str) -> tuple[str, Iterator[dict[str, str]]]:
+def rows_of(
+    read: Mapping[str, Any], site: str, file: str, moves: Mapping[str, Any] | None = None
+) -> tuple[str, Iterator[dict[str, str]]]:
     """The prompt and the different texts of a site, read again from the logs an audit was made of; at most MOST_ROWS.
 
-    Raises SpecError when the logs hold no text of it.
+    Of a hybrid site only those of calls that can wait. Raises SpecError when the logs hold no text of it.
     """
-    texts = _texts(read, site)
+    texts = _texts(read, site, moves)
     first = [text for text, _ in zip(texts, range(_SAMPLE), strict=False)]
     if not first:
         what = "the logs hold no texts of it"
@@ -133,17 +156,28 @@ def rows_of(read: Mapping[str, Any], site: str, file: str) -> tuple[str, Iterato
     return prompt, rows()
 
 
-def _texts(read: Mapping[str, Any], site: str) -> Iterator[str]:
+def _texts(read: Mapping[str, Any], site: str, moves: Mapping[str, Any] | None) -> Iterator[str]:
     """Texts of a site, each once."""
     asked = Asked(tuple(read["by"]), read["columns"], read["format"], read["provider"])
     seen: set[int] = set()
     for log in read_logs([Path(path) for path in read["paths"]], asked):
         for item in log:
-            if isinstance(item, Call) and item.site == site and item.text and hash(item.text) not in seen:
+            if not isinstance(item, Call) or item.site != site or not item.text or not _can_wait(item, moves):
+                continue
+            if hash(item.text) not in seen:
                 if len(seen) > 4 * MOST_ROWS:
                     return
                 seen.add(hash(item.text))
                 yield item.text
+
+
+def _can_wait(call: Call, moves: Mapping[str, Any] | None) -> bool:
+    if moves is None:
+        return True
+    if moves["by"] != "first use":
+        return (call.trigger if moves["by"] == "trigger" else call.stream) in moves["values"]
+    end_us, used_us = call.end_us, call.first_used_us
+    return end_us is not None and used_us is not None and used_us - max(end_us, call.start_us) > _HOUR_US
 
 
 def _shared(texts: list[str]) -> tuple[str, str]:
@@ -180,6 +214,8 @@ def _budget(site: Mapping[str, Any]) -> str:
     """Twice what a day of it costs once it is moved, at least a dollar: whole dollars."""
     month = site["would_cost_usd"] or (site["month"] and site["month"]["likely_usd"]) or "0"
     dollars = int(month.removeprefix("-").partition(".")[0])
+    if site["moves"]:  # most of what is left is not moved
+        dollars = int(dollars * site["movable_share"])
     return f"{max(1, -(-dollars // 15))}.00"
 
 

@@ -68,6 +68,8 @@ class Arrivals:
     run_s: float = 0.0  # half of the calls lie in runs that last at least this long
     apart_s: float | None = None  # between the beginnings of runs, the median; None: one run was seen
     run_busy: float = 1.0  # share of the slots within runs that hold a call
+    apart_least_s: float | None = None  # the least and the most between the beginnings of two runs
+    apart_most_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ class SiteFacts:
     n_with_user: int
     n_users: int  # different ones; at least
     n_sessions: int  # different ones; at least
+    n_with_session: int = 0
+    n_with_actor: int = 0
     turns: Sample = EMPTY  # calls of a session
     turn_gap_s: Sample = EMPTY  # from an answer to the next call of its session: seconds when a person types
     concurrency: Sample = EMPTY  # calls of one actor in flight at once, in the middle of each call

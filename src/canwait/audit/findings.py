@@ -43,6 +43,21 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """The calls of a site that can wait, and what tells them from the others."""
+
+    by: str  # trigger, stream; first use: nothing a caller knows beforehand
+    values: tuple[
+        str | bool, ...
+    ]  # of that field, of every call that can wait and of nearly no other; of first use none
+    groups: tuple[Group, ...]
+
+    @property
+    def n_calls(self) -> int:
+        return sum(group.n_calls for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a call site's readers need, and how sure that is."""
 
@@ -53,7 +68,7 @@ class Verdict:
     movable_share: float  # of its calls: 1 for batch, below 1 for hybrid, 0 for synchronous
     by_owner: bool = False  # decided by the decisions file
     asks: str | None = None  # the question the owner is asked
-    moves: tuple[Group, ...] = ()  # of a hybrid: its calls that can wait
+    moves: Part | None = None  # of a hybrid: its calls that can wait
 
 
 @dataclass(frozen=True, slots=True)

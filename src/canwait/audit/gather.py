@@ -18,7 +18,7 @@ from .calls import Call
 from .facts import Group, ModelUse, Prefix, Repeats, SiteFacts
 from .prefixes import near_duplicates, prefix_of
 from .sampling import Distinct, Equals, InFlight, Reservoir, Rooms, Seen, Sessions, Texts, name_hash
-from .triggers import SCHEDULED, TASK, kind_of
+from .triggers import BUILD, REQUEST, SCHEDULED, TASK, kind_of
 
 MAX_SITES = 5000
 OTHER_SITES = "(other sites)"  # what stands for those beyond
@@ -28,6 +28,14 @@ MAX_CELLS = 256  # of models in groups of a site; beyond them triggers are not t
 
 _LOOK_EVERY = 256  # calls, between looks at how much room there is
 _MINUTE_US, _QUARTER_US, _HOUR_US = 60_000_000, 900_000_000, 3_600_000_000
+# Triggers beyond MAX_NAMES, by what they say of who waits.
+_OTHER_TRIGGERS = {
+    SCHEDULED: "(other schedule)",
+    TASK: "(other dag)",
+    REQUEST: "(other request)",
+    BUILD: "(other build)",
+    None: OTHER,
+}
 _CUT = frozenset({"length", "max_tokens", "MAX_TOKENS", "incomplete", "max_output_tokens"})  # finished at the cap
 
 
@@ -115,12 +123,14 @@ class _Site:
 
     __slots__ = (
         *("n_calls", "n_failed", "n_skewed", "n_cut", "n_hot", "n_tools", "first_us", "last_us", "cells", "uses"),
+        *("n_with_session", "n_with_actor"),
         *("triggers", "prompts", "users", "slots", "scheduled", "sessions", "in_flight", "equals", "texts"),
         *("latency_s", "first_token_s", "first_use_s", "deadline_s", "input", "output", "max_output"),
     )
 
     def __init__(self, random: Random, rooms: Rooms) -> None:
         self.n_calls = self.n_failed = self.n_skewed = self.n_cut = self.n_hot = self.n_tools = 0
+        self.n_with_session = self.n_with_actor = 0
         self.first_us = self.last_us = -1
         self.cells: dict[tuple[str, str, Tier | str | None, str, str | None, bool, bool | None, bool], _Cell] = {}
         self.uses: set[_Used] = set()
@@ -220,13 +230,16 @@ class _Site:
     def _times(self, call: Call, start_us: int, end_us: int | None) -> None:
         if end_us is not None:
             self.latency_s.add((end_us - start_us) / 1e6)
-            if call.actor is not None:
+        if call.actor is not None:
+            self.n_with_actor += 1
+            if end_us is not None:
                 self.in_flight.add(name_hash(call.actor), start_us, end_us)
         if call.first_token_us is not None and call.first_token_us >= start_us:
             self.first_token_s.add((call.first_token_us - start_us) / 1e6)
         if call.user is not None:
             self.users.add(name_hash(call.user))
         if call.session is not None:
+            self.n_with_session += 1
             self.sessions.add(name_hash(call.session), start_us, end_us)
         if call.deadline_s is not None:
             self.deadline_s.add(call.deadline_s)
@@ -267,7 +280,7 @@ class _Site:
                 self.uses.add(use)
         if trigger is not None:
             if len(self.cells) >= MAX_CELLS or (trigger not in self.triggers and len(self.triggers) >= MAX_NAMES):
-                trigger = OTHER
+                trigger = _OTHER_TRIGGERS[kind_of(trigger)]
             else:
                 self.triggers.add(trigger)
         key = (*use, trigger, *kind[1:])
@@ -303,6 +316,8 @@ class _Site:
             n_with_user=sum(group.n_calls for group in groups if group.with_user),
             n_users=self.users.n,
             n_sessions=self.sessions.distinct.n,
+            n_with_session=self.n_with_session,
+            n_with_actor=self.n_with_actor,
             turns=self.sessions.all_turns(),
             turn_gap_s=self.sessions.gap_s.sample(),
             concurrency=self.in_flight.sample(),

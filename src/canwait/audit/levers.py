@@ -140,7 +140,7 @@ def _helps(saves: Range | None) -> bool:
 
 def _cost(facts: SiteFacts, verdict: Verdict, month: Range, price_of: Prices) -> _Cost:
     lines = lines_of(facts, price_of)
-    moving = [use for group in verdict.moves for use in group.models]
+    moving = [use for group in verdict.moves.groups for use in group.models] if verdict.moves else []
     paid = sum((line.paid for line in lines if line.paid is not None), NOTHING)
     totals = paid.low, paid.likely, paid.high
     bills, rest = [], []

@@ -26,7 +26,7 @@ def as_html(audit: Audit) -> str:
     return page.from_string(text).render(
         headline=headline(audit),
         made_at=f"{audit.made_at:%Y-%m-%d %H:%M} UTC",
-        money=audit.n_calls > 0,
+        money=audit.n_calls > audit.unpriced_calls,
         total=spread(audit.total),
         proved=spread(audit.proved),
         likely=spread(audit.likely),

@@ -233,17 +233,17 @@ class Log:
 
     def _json(self, stream: BufferedReader) -> Iterator[_Found]:
         """One object a line, or documents that begin and end at the start of a line."""
-        number, first = 0, b""
-        for number, raw in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), 1):
+        number, first, lines = 0, b"", _physical(stream)
+        for number, raw in enumerate(lines, 1):
             first = raw.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else raw.strip()
             if first:
                 break
-        second = stream.readline(MAX_LINE_BYTES) if first == b"[" else b""
+        second = next(lines, b"") if first == b"[" else b""
         if second and _is_json(second.strip().removesuffix(b",")):  # an array of one object a line
-            return _lines(chain([second], _physical(stream)), number + 1, array=True)
+            return _lines(chain([second], lines), number + 1, array=True)
         if second or (first[-1:] in (b"{", b"[", b",") and not _is_json(first)):
-            return self._documents(chain([first + b"\n", second], _physical(stream)))
-        return _lines(chain([first], _physical(stream)), number)
+            return self._documents(chain([first + b"\n", second], lines))
+        return _lines(chain([first], lines), number)
 
     def _documents(self, lines: Iterator[bytes]) -> Iterator[_Found]:
         """The records of each document, numbered through the file."""
@@ -346,7 +346,7 @@ def _lines(lines: Iterator[bytes], first: int, *, array: bool = False) -> Iterat
         except orjson.JSONDecodeError as error:
             if not raw or raw.isspace():
                 continue
-            if len(raw) >= MAX_LINE_BYTES:
+            if len(raw) >= MAX_LINE_BYTES - 1:  # the first comes without the space around it
                 yield number, _Bad(f"longer than {MAX_LINE_BYTES >> 20} MB: expected one record a line")
             else:
                 yield number, _Bad(_no_json(error, raw))

@@ -10,7 +10,7 @@ from ..codec import plain
 from ..price import format_usd
 from ..types import Tier
 from .facts import Sample, SiteFacts
-from .findings import Audit, Lever, Needs, Proof, Range, Site, Verdict
+from .findings import Audit, Lever, LogFile, Needs, Proof, Range, Site, Verdict
 
 WAITS = {
     Needs.SYNC: "YES",
@@ -20,6 +20,7 @@ WAITS = {
     Needs.ASK: "unclear",
 }
 HIDE_BELOW = 30_000_000  # micros a month: a dollar a day
+_AGGREGATES = 10  # models of reports that a terminal shows
 _QUANTILES = (0.05, 0.5, 0.95, 0.99)
 
 
@@ -65,6 +66,15 @@ def tier_of(verdict: Verdict) -> str:
     return "own GPU" if verdict.tier is Tier.OWN else verdict.tier.value
 
 
+def words_of(by: str, values: Sequence[str | bool]) -> str:
+    """Which calls of a hybrid site can wait."""
+    if by == "stream":
+        return f"calls that {'stream' if True in values else 'do not stream'}"
+    if by == "trigger":
+        return f"calls whose trigger is {' or '.join(map(str, values))}"
+    return "calls whose answers were used more than an hour later"
+
+
 def proof_of(verdict: Verdict) -> str:
     """The proof class and the decisive piece of evidence."""
     said = verdict.reasons[0].text if verdict.reasons else "the log says nothing of it"
@@ -74,11 +84,13 @@ def proof_of(verdict: Verdict) -> str:
 
 
 def headline(audit: Audit) -> str:
-    days, n = window_days(audit), len(audit.sites)
-    sites = f"{n:,} call site{'' if n == 1 else 's'}"
-    if days is None:
+    days, sites = window_days(audit), _counted(len(audit.sites), "call site")
+    if days is None and audit.sites:
         return f"{sites} found in code; no log, so no money and no proof"
-    return f"{sites}, {audit.n_calls:,} calls in {_span(days)}, {spread(audit.total)} a month"
+    if days is None:
+        sized = sum(audit.aggregates.values(), Range(0, 0, 0))
+        return f"no calls, but reports that size {spread(sized)} a month" if audit.aggregates else "no call was read"
+    return f"{sites}, {_counted(audit.n_calls, 'call')} in {_span(days)}, {_month(audit)}"
 
 
 def as_text(audit: Audit, *, hide_below: int = 0) -> str:
@@ -91,24 +103,43 @@ def as_text(audit: Audit, *, hide_below: int = 0) -> str:
     head = ("CALL SITE", "CALLS/DAY", "$/MONTH", "READER WAITS?", "TIER", "WOULD COST", "PROOF")
     rows = [head, *(_row(audit, site) for site in sites)]
     hidden = f"; {n_hidden:,} cheaper ones not shown" if n_hidden else ""
-    lines = [f"{headline(audit)}{hidden}", "", *_columns(rows)]
-    lines += ["", sums(audit)]
+    lines = [f"{headline(audit)}{hidden}", ""]
+    lines += [*_columns(rows), ""] if sites else []
+    lines += [sums(audit)] if audit.n_calls else []
+    dearest = sorted(audit.aggregates.items(), key=lambda item: -item[1].likely)
+    lines += [f"reports size {shown(name)}: {spread(amount)} a month" for name, amount in dearest[:_AGGREGATES]]
+    lines += [f"reports size {len(dearest) - _AGGREGATES:,} more models"] if dearest[_AGGREGATES:] else []
     lines += [f"note: {shown(note)}" for note in audit.notes]
-    for file in audit.files:
-        if file.n_bad:
-            first = file.bad[0]
-            lines.append(
-                f"note: {shown(file.file)}: {file.n_bad:,} lines are no calls; the first is {first.line}: {shown(first.why)}"
-            )
+    lines += [f"note: {shown(file.file)}: {shown(_bad(file))}" for file in audit.files if file.n_bad]
     return "\n".join(lines)
 
 
 def sums(audit: Audit) -> str:
     """What counts, and what does not."""
+    unpriced = f"{_counted(audit.unpriced_calls, 'call')} {'has' if audit.unpriced_calls == 1 else 'have'} no price"
+    if audit.unpriced_calls == audit.n_calls:
+        return f"a month: not known · {unpriced}"
     return (
         f"a month: proved {spread(audit.proved)} · likely {spread(audit.likely)} · not movable {spread(audit.not_movable)}"
-        f"{f' · {audit.unpriced_calls:,} calls have no price' if audit.unpriced_calls else ''}"
+        f"{f' · {unpriced}' if audit.unpriced_calls else ''}"
     )
+
+
+def _month(audit: Audit) -> str:
+    return "cost not known" if audit.unpriced_calls == audit.n_calls else f"{spread(audit.total)} a month"
+
+
+def _bad(file: LogFile) -> str:
+    first = file.bad[0]
+    if not first.line:  # the file as a whole
+        return f"not read: {first.why}"
+    if file.n_bad == 1:
+        return f"line {first.line} is no call: {first.why}"
+    return f"{file.n_bad:,} lines are no calls; the first is {first.line}: {first.why}"
+
+
+def _counted(n: int, thing: str) -> str:
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def site_text(site: Site) -> str:
@@ -120,6 +151,8 @@ def site_text(site: Site) -> str:
         f"{', decided by the owner' if verdict.by_owner else ''}",
         *(f"                 - {shown(reason.text)} ({reason.kind}, {reason.n:,} calls)" for reason in verdict.reasons),
     ]
+    if verdict.moves:
+        lines.append(f"  can wait       {shown(words_of(verdict.moves.by, verdict.moves.values))}")
     if verdict.asks:
         lines.append(f"  ask            {shown(verdict.asks)}")
     month = site.spend.month
@@ -164,13 +197,14 @@ def to_json(audit: Audit) -> dict[str, Any]:
 
 
 def _site(site: Site) -> dict[str, Any]:
-    verdict, cost = site.verdict, would_cost(site)
+    verdict, cost, moves = site.verdict, would_cost(site), site.verdict.moves
     return {
         "name": site.name,
         "needs": verdict.needs.value,
         "proof": verdict.proof.value,
         "tier": verdict.tier and verdict.tier.value,
         "movable_share": verdict.movable_share,
+        "moves": moves and {"by": moves.by, "values": list(moves.values), "calls": moves.n_calls},
         "by_owner": verdict.by_owner,
         "asks": verdict.asks,
         "reasons": [
@@ -256,7 +290,6 @@ def next_step(sites: Sequence[Site]) -> str | None:
     """The site that is worth moving first: the dearest whose saving is proved, else likely."""
     for proof in (Proof.PROVED, Proof.LIKELY):
         movable = [s for s in sites if s.verdict.proof is proof and s.together and s.together.likely > 0]
-        movable = [s for s in movable if s.verdict.needs in (Needs.BATCH, Needs.NEAR_REAL_TIME)]
         if movable:
             return max(movable, key=lambda s: s.together.likely if s.together else 0).name
     return None

@@ -64,7 +64,7 @@ def fault_of(to: str) -> str | None:
             )
         case "https" | "http":
             return _web_fault(to)
-    return f"'{to.partition('://')[0][:40]}' is no way to tell somebody; {EXPECTED}"
+    return f"this is no way to tell somebody; {EXPECTED}"  # not what was found: an address may be a secret
 
 
 def _web_fault(url: str) -> str | None:
@@ -85,6 +85,6 @@ def shown(to: str) -> str:
     """A target as logs and screens show it: of a webhook its host, for its path may be a secret."""
     scheme, separator, rest = to.partition("://")
     if not separator:
-        return to
+        return to if scheme.startswith(("mailto:", "apprise:")) else "an address without its scheme"
     host = re.split(r"[/?#\\]", rest, maxsplit=1)[0].rpartition("@")[2]
     return f"{scheme}://{host}/..." if len(host) < len(rest.rstrip("/")) else f"{scheme}://{host}"

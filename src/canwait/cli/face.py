@@ -88,9 +88,14 @@ def report(error: CanwaitError, *, as_json: bool = False) -> None:
     if as_json or face.as_json:
         click.echo(json.dumps(error.problem), err=True)
         return
-    click.echo(f"{'SIMULATED  ' if face.simulated else ''}error: {error}", err=True)
-    if error.own_hint:
-        click.echo(f"hint: {error.own_hint}", err=True)
+    click.echo(f"{'SIMULATED  ' if face.simulated else ''}error: {_legible(str(error))}", err=True)
+    if error.own_hint and not face.quiet:
+        click.echo(f"hint: {_legible(error.own_hint)}", err=True)
+
+
+def _legible(text: str) -> str:
+    """Its lines, of what a terminal may show: words of an error may be a provider's or a row's."""
+    return "\n".join(printable(line.replace("\t", " ")) for line in text.split("\n"))
 
 
 def usd_option(text: str, flag: str) -> int:

@@ -98,8 +98,7 @@ def _of_file(job: str, on_stale: str | None) -> tuple[str, str | None]:
         from ..spec import load_job
 
         if found := load_job(Path(job)).freshness:
-            told = found.on_stale if found.on_stale != "live" else None
-            return f"{found.max_age_s}s", on_stale or told
+            return f"{found.max_age_s}s", on_stale or found.on_stale
     raise click.UsageError("say --max-age, or name a job file with `freshness: {max_age: 24h}`")
 
 

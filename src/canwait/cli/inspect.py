@@ -16,7 +16,7 @@ from .jobs import opened, simulated
 if TYPE_CHECKING:
     from ..client import Client
     from ..inspection import Inspecting, Sampled
-    from ..judging import Part
+    from ..judging import Lot, Part
 
 _KEYS = {"w": "wrong", "f": "format", "u": "unsafe", "i": "input"}  # what a bad row is, by the key pressed
 
@@ -32,7 +32,7 @@ _KEYS = {"w": "wrong", "f": "format", "u": "unsafe", "i": "input"}  # what a bad
 def inspect(
     face: Face, job: str, accepted: tuple[int, ...], rejected: tuple[str, ...], who: str | None, sim: bool
 ) -> None:
-    """Judge a random sample of a finished job's answers. Nothing is loaded or can be read before it passes.
+    """Judge a random sample of a finished job's answers, or of its canary's. Nothing can be read before the job's passes.
 
     One row at a time, until it is decided: a accept, r reject, s skip (unsure), u undo, q quit. It goes on where it was.
     """
@@ -89,15 +89,22 @@ def _ending(at_gate: Inspecting) -> int:
         case Verdict.ACCEPTED:
             return 0
         case Verdict.REFUSED:
-            report(GateRefused(job=at_gate.lot.job, why=at_gate.lot.reason.removeprefix("refused: ")))
+            report(_refusal(at_gate.lot))
             return GateRefused.exit_code
     hint = f"canwait inspect {at_gate.lot.job} at a terminal, or with --accept PLACE and --reject PLACE=CAUSE"
     if at_gate.lot.awaits_judge:
         hint = "`canwait run JOB.YAML` has the judge model look, or goes on with it"
-    report(
-        GatePending(f"Job {at_gate.lot.job} waits to be judged: {at_gate.lot.reason}.", job=at_gate.lot.job, hint=hint)
-    )
+    what = f"{'The canary of job' if at_gate.lot.canary else 'Job'} {at_gate.lot.job}"
+    report(GatePending(f"{what} waits to be judged: {at_gate.lot.reason}.", job=at_gate.lot.job, hint=hint))
     return GatePending.exit_code
+
+
+def _refusal(lot: Lot) -> GateRefused:
+    why = lot.reason.removeprefix("refused: ")
+    if lot.canary is None:
+        return GateRefused(job=lot.job, why=why)
+    words = f"The canary of job {lot.job} was refused: {why}. Nothing more of its plan is sent."
+    return GateRefused(words, job=lot.job, hint=f"`canwait status {lot.job}` says what can be done")
 
 
 # -------------------------------------------------------------------------------------------------------- the keyboard
@@ -152,7 +159,8 @@ def _head(at_gate: Inspecting) -> Iterator[str]:
     from ..judging import kindness, risk
 
     lot = at_gate.lot
-    yield f"INSPECT {lot.job}   {lot.n_rows} rows with an answer"
+    of = "  its canary, before the rest is sent:" if lot.canary else " "
+    yield f"INSPECT {lot.job} {of} {lot.n_rows} rows with an answer"
     for part in lot.parts[:1]:
         if part.plan.most_rows and not lot.awaits_judge:
             yield risk(part)
@@ -179,7 +187,10 @@ def _report(at_gate: Inspecting) -> str:
     if (row := at_gate.next) is not None:
         lines += ["", _shown(row)]
     elif lot.verdict and lot.verdict.value == "accepted":
-        lines += ["", "  next      canwait load JOB.YAML"]
+        lines += ["", f"  next      canwait {'run JOB.YAML sends the rest' if lot.canary else 'load JOB.YAML'}"]
+    elif lot.verdict and lot.canary:
+        lines += ["", "  next      mend the prompt and run it again, or have it go on all the same:"]
+        lines += ["            canwait run JOB.YAML --past-canary"]
     elif lot.verdict:
         lines += ["", "  next      mend the prompt and run it again, or ask these rows again as they are:"]
         lines += [f"            canwait run JOB.YAML --only {quote(name)}" for name in rejections(at_gate)]
@@ -239,6 +250,7 @@ def inspect_json(at_gate: Inspecting) -> dict[str, Any]:
     return {
         "job": lot.job,
         "lot": lot.id,
+        "of": "canary" if lot.canary else "job",
         "verdict": lot.verdict.value if lot.verdict else None,
         "reason": lot.reason,
         "refuse_if_bad_rate": str(at_gate.quality.refuse_if_bad_rate),

@@ -69,6 +69,7 @@ def plan(face: Face, spec: str, exit_code: bool, sim: bool) -> None:
         ready = planned.ready
         value["ready"] = ready and {"p50_s": ready.p50_s, "p95_s": ready.p95_s, "basis": ready.basis}
         value["late"] = planned.late
+        value["judge"] = _judge_json(planned)
         value |= outlook_json(planned.outlook)
         run = f"canwait run --plan {planned.id}"
         face.show("canwait.plan/1", value, planned.explain().replace(run, f"{run} --sim" if sim else run))
@@ -84,9 +85,7 @@ def plan(face: Face, spec: str, exit_code: bool, sim: bool) -> None:
 @click.option("--budget", "budget_usd", metavar="USD", help="The job's limit, instead of the job file's.")
 @click.option("--only", metavar="SELECTOR", help="Send rows again: failed, failed:CAUSE, expired, missing, cancelled, "
               "or what the gate refused: rejected, rejected:STRATUM, rejected:RULE, rejected:CAUSE.")  # fmt: skip
-@click.option(
-    "--past-canary", is_flag=True, help="Go on though the free checks stopped it: its answers are surely bad."
-)
+@click.option("--past-canary", is_flag=True, help="Go on though the free checks, or who judged its canary, stopped it.")
 @click.option("--timeout", metavar="DURATION", help="Stop watching after this long (90s, 6h); the job goes on.")
 @click.option(
     "--tell", metavar="TARGET", multiple=True, help="Tell once when it has ended, like mailto:me@example.com."
@@ -128,8 +127,8 @@ def run(
                 plan=plan_id, approve=lambda p: _approve(face, p), only=only, until=until, watch=watch, tell=tell,
                 past_canary=past_canary,
             )  # fmt: skip
-        if job.gate_kept:
-            face.note(job.gate_kept)
+        for said in filter(None, (job.gate_kept, job.asked_again)):
+            face.note(said)
         words = publishing.last_words(client.ledger, job.name)
         published = f"\n  published {words}" if words else ""
         face.show("canwait.run/1", *told(client, figures, published))
@@ -171,6 +170,9 @@ def _ending(figures: views.Figures) -> int:
         if figures.paused and "is frozen" in figures.paused:
             hint: str | None = "`canwait budget show` says which; look why, then `canwait budget thaw NAME`"
             error: Any = BudgetFrozen(figures.paused, hint=hint)
+        elif figures.paused and figures.state is JobState.GATE:
+            hint = f"canwait inspect {figures.job}"
+            error = GatePending(f"Job {figures.job} sends no more: {figures.paused}", job=figures.job, hint=hint)
         elif figures.paused:
             asked = "what is paid is kept; `on_exceed: trim` in the job file sends as far as the money goes"
             hint = asked if figures.paused.startswith(CANARY_IS_BACK) else None
@@ -240,6 +242,13 @@ def figures_json(f: views.Figures, o: Outlook, report: views.Report | None) -> d
         },
         "report": report and _report_json(report),
     }
+
+
+def _judge_json(plan: JobPlan) -> dict[str, Any] | None:
+    if (judge := plan.judge) is None:
+        return None
+    rows = min(judge.rows, plan.value.n_rows)
+    return {"provider": judge.provider, "model": judge.model, "budget_usd": format_usd(judge.micros), "rows": rows}
 
 
 def outlook_json(o: Outlook) -> dict[str, Any]:

@@ -45,7 +45,9 @@ def notify(face: Face, once: bool, target: str | None, secret: str | None, log: 
             _show(face, [sent], "")
             raise click.exceptions.Exit(0 if sent.state == "arrived" else 1)
         elif once:
-            _show(face, notifying.pass_once(ledger, env, clock, client.blobs), "Nothing to tell.")
+            tried = notifying.pass_once(ledger, env, clock, client.blobs)
+            if tried or face.as_json or not face.quiet:  # cron mails whatever is printed
+                _show(face, tried, "Nothing to tell.")
         else:
             face.goes_on = "stopped; `canwait notify` goes on where it was"
             while True:

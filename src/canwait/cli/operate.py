@@ -91,6 +91,7 @@ def _init_from_audit(
     output: Path | None,
 ) -> None:  # fmt: skip
     from ..audit.drafting import draft_of, job_text, rows_of, write_rows
+    from ..audit.report import shown
     from ..sinks.atomic import replacing
     from ..spec import load_job
     from .audit import load_audit
@@ -104,7 +105,7 @@ def _init_from_audit(
         rows, prompt, n_rows = source, f"{{{{ {_place(column)} }}}}", None
     else:
         rows, key, column = _new_file(target.with_suffix(".rows.jsonl")), "id", "text"
-        prompt, texts = rows_of(found["read"], site, str(audit_file))
+        prompt, texts = rows_of(found["read"], draft.site, str(audit_file), draft.moves)
     text = job_text(
         draft, name=name, source=os.path.relpath(rows, target.parent), key=key, prompt=prompt,
         target=f"{name}.answers.parquet", audit=audit_file.name,
@@ -117,7 +118,8 @@ def _init_from_audit(
                 n_rows = write_rows(texts, beside)
     wrote = f"wrote {target}" if n_rows is None else f"wrote {target}, and {n_rows:,} rows of the log to {rows}"
     value = {"job": str(target), "key": key, "column": column}
-    face.show("canwait.init/1", value, f"{wrote}\nnext: canwait plan {target}")
+    only = f"\nonly {shown(draft.only)}: the others stay where they are" if draft.only else ""
+    face.show("canwait.init/1", value, f"{wrote}{only}\nnext: canwait plan {target}")
 
 
 def _columns(source: Path, key: str | None, column: str | None) -> tuple[str, str]:
