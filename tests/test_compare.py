@@ -49,7 +49,9 @@ def test_clopper_pearson_has_its_known_answers() -> None:
     }
     for (k, n), interval in known.items():
         assert tuple(clopper_pearson(k, n)) == pytest.approx(interval, rel=1e-6)
-    assert clopper_pearson(0, 60, confidence=0.90).high == pytest.approx(0.0487, abs=1e-4)  # none of 60 bad: at most 4.9 %
+    assert clopper_pearson(0, 60, confidence=0.90).high == pytest.approx(
+        0.0487, abs=1e-4
+    )  # none of 60 bad: at most 4.9 %
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,10 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     # faces
     "__init__": (INSIDE | {"client", "reading"}, "the public names"),
     "client": (INSIDE | {"simulator"}, "the Python face: what it says, others print"),
-    "publishing": (NOUNS | PURE | {"db", "entries", "ledger", "judging"}, "the ledger's part for readers; it knows no file"),
+    "publishing": (
+        NOUNS | PURE | {"db", "entries", "ledger", "judging"},
+        "the ledger's part for readers; it knows no file",
+    ),
     "published": (NOUNS | {"blobs", "durable"}, "a publication's rows as a file; what it is worth is for others"),
     "odcs": (NOUNS | PURE | {"document"}, "another standard's words for our contracts; stating them is for others"),
     "loading": (

@@ -287,7 +287,8 @@ class QualitySection(Section):
     )
     strata: Line | None = Field(None, description="a field of the answer, each value of which is judged for itself")
     on_refuse: Literal["quarantine", "load_accepted_strata", "rerun"] = Field(
-        "quarantine", description="a refused lot: none of it is loaded, its accepted strata are, or it is asked again once"
+        "quarantine",
+        description="a refused lot: none of it is loaded, its accepted strata are, or it is asked again once",
     )
     rules: Annotated[list[Line], Field(max_length=100)] = Field(
         [], description="what every answer must hold: expressions over its fields, or package.module:function"

@@ -417,7 +417,9 @@ class Canary:
 
     shard: str
     homes: tuple[int, ...]  # by line, in random order: the place in `Plan.shard_ids` of the shard it was drawn from
-    aside: tuple[tuple[int, int], ...] = ()  # from such a place: how many were in the sample for a while, and go last now
+    aside: tuple[
+        tuple[int, int], ...
+    ] = ()  # from such a place: how many were in the sample for a while, and go last now
 
 
 @dataclass(frozen=True, slots=True)
