@@ -62,6 +62,18 @@ def test_two_exports_that_name_their_sites_otherwise_are_told_by_the_model(tmp_p
     assert "of the model 'gpt-4o' at the same time" in note
 
 
+def test_logs_among_code_are_not_overlooked_in_silence(tmp_path: Path) -> None:
+    """A folder with code in it is read as code; a log in it is named as one that was not read."""
+    (tmp_path / "app.py").write_text("import openai\nopenai.OpenAI().responses.create(model='m', input='x')\n")
+    recorded(tmp_path / "calls.jsonl", "app")
+    found = audit([tmp_path], now=NOW, price_of=price_of)
+    assert found.n_calls == 0
+    assert any("calls.jsonl was not read" in note for note in found.notes)
+    both = audit([tmp_path, tmp_path / "calls.jsonl"], now=NOW, price_of=price_of)
+    assert both.n_calls == 40
+    assert not any("not read" in note for note in both.notes)
+
+
 def test_logs_of_different_times_or_of_one_format_are_no_copies(tmp_path: Path) -> None:
     """A tool that was replaced, and the parts of one tool's export, count what they hold."""
     assert told(recorded(tmp_path / "a.jsonl", "chat", from_day=30), tabled(tmp_path / "b.csv", "chat")) == []

@@ -14,7 +14,7 @@ from ..errors import UnknownPrice
 from ..prices import lookup
 from ..types import Price, Tier
 from .calls import Asked, BadLine, Bucket, Call
-from .code import find_calls, reasons_of
+from .code import CodeFindings, find_calls, reasons_of
 from .facts import SiteFacts
 from .findings import Audit, CodeSite, LogFile, Needs, Proof, Range, Site, Spend, Verdict
 from .gather import OTHER_SITES, Gatherer
@@ -76,8 +76,18 @@ def audit(
         not_movable=total.without(proved + likely),
         unpriced_calls=sum(site.spend.n_unpriced for site in sites),
         aggregates=aggregates(sums),
-        notes=(*spans.notes(), *_notes(gatherer, sites, unreadable, decisions or {}, sums=sums)),
+        notes=(*spans.notes(), *_unread(code, logs), *_notes(gatherer, sites, unreadable, decisions or {}, sums=sums)),
     )
+
+
+def _unread(code: Mapping[Path, CodeFindings], logs: Iterable[Path]) -> Iterator[str]:
+    """Files beside code that may have been meant as logs."""
+    read = {log.resolve() for log in logs}
+    for path, found in code.items():
+        left = [name for name in found.logs if (path / name).resolve() not in read]
+        if left and path.is_dir():
+            files = f"{left[0]} was" if len(left) == 1 else f"{len(left):,} files like {left[0]} were"
+            yield f"{path} holds code, so it is read as code: {files} not read; name logs beside the folder"
 
 
 def prices_of(today: date, overrides: Path | None = None) -> Prices:

@@ -44,6 +44,7 @@ class CodeFindings:
     sites: tuple[CodeSite, ...]  # by file, line and column
     unreadable: tuple[BadLine, ...]  # files that name a library, or could, and were not read
     n_files: int  # that were looked at
+    logs: tuple[str, ...]  # files beside the code that may be logs, and were not read
 
 
 def find_calls(root: Path) -> CodeFindings:
@@ -81,7 +82,7 @@ def _find(root: Path) -> CodeFindings:
         found.values(), key=lambda s: (s.file, s.function if s.file.endswith(".ipynb") else "", s.line, s.column)
     )
     unreadable = sorted(tree.unreadable, key=lambda bad: (bad.file, bad.line))
-    return CodeFindings(tuple(sites), tuple(unreadable), len(tree.files))
+    return CodeFindings(tuple(sites), tuple(unreadable), len(tree.files), tuple(tree.logs))
 
 
 def _site(use: Use, names: Names, waiting: Waiting, prompts: Prompts) -> CodeSite | None:

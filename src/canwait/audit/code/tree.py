@@ -60,6 +60,7 @@ class Tree:
     files: list[File] = field(default_factory=list)
     modules: list[Module] = field(default_factory=list)
     unreadable: list[BadLine] = field(default_factory=list)
+    logs: list[str] = field(default_factory=list)  # files that may be logs, and are not read
     started: dict[str, str] = field(default_factory=dict)  # file, or module:function -> the line that starts it
     _by_last: dict[str, list[File]] = field(default_factory=lambda: defaultdict(list))
     _packages: set[tuple[str, ...]] = field(default_factory=set)
@@ -70,6 +71,9 @@ class Tree:
         importers: dict[tuple[str, str], list[File]] = defaultdict(list)
         todo: dict[File, None] = {}
         for path in _walk(self.root, self.unreadable):
+            if path.suffix in _LOGS:
+                self.logs.append(_printable(str(path.relative_to(self.root))))
+                continue
             if path.suffix not in {".py", ".ipynb"}:
                 self._schedules(path)
                 continue
@@ -261,12 +265,15 @@ def _walk(root: Path, unreadable: list[BadLine]) -> Iterator[Path]:
                 yield Path(entry.path)
 
 
+_LOGS = {".jsonl", ".ndjson"}
+
+
 def _looked_at(name: str, folder: Path) -> bool:
     if ".github" in folder.parts[-2:]:
         return name.endswith((".yml", ".yaml"))
     if name.startswith("."):
         return False
-    ends = name.endswith((".py", ".ipynb", ".yml", ".yaml", ".cron", ".crontab"))
+    ends = name.endswith((".py", ".ipynb", ".yml", ".yaml", ".cron", ".crontab", *_LOGS))
     return ends or name in {"crontab", "pyproject.toml"} or folder.name.startswith("cron.")
 
 
