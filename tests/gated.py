@@ -12,7 +12,7 @@ from typing import Any
 from canwait.client import Client, JobHandle
 from canwait.drills.histories import VirtualClock
 from canwait.inspection import Inspecting
-from canwait.judging import Verdict, Word
+from canwait.lots import Verdict, Word
 from canwait.providers.fake import FakeProvider, RowFate
 from canwait.settings import settings
 from canwait.spec import job_from_dict
@@ -70,6 +70,15 @@ def model(client: Client) -> Model:
     found = client.provider("openai")
     assert isinstance(found, Model)
     return found
+
+
+def failing_canary(client: Client, handle: JobHandle, n_rows: int = 10) -> None:
+    """Open a job and send its canary, of which so many rows fail in passing, however often they are sent."""
+    handle.open()
+    client.engine.tick(handle.name)
+    canary = next(iter(model(client).batches.values()))
+    model(client).failing = {json.loads(body)["messages"][-1]["content"] for body in canary.bodies[:n_rows]}
+    model(client).cause = "server_error"
 
 
 def job(client: Client, folder: Path, texts: list[str] | int = 100, **fields: Any) -> JobHandle:

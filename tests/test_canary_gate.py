@@ -22,7 +22,7 @@ from canwait.gate import tail
 from canwait.halting import FAULTS, surely_bad
 from canwait.lifecycle import CAUSES, Retry
 from canwait.types import JobState, Quality
-from gated import client_of, inspection, job, judged, model, right
+from gated import client_of, failing_canary, inspection, job, judged, model, right
 from world import Dead
 
 GATE = Quality(Decimal("0.1"), Decimal("0.9"), "human")
@@ -228,11 +228,7 @@ def test_a_canary_that_never_ran_holds_nobody_up(tmp_path: Path) -> None:
     """Rows that failed in passing are sent again, and the rest does not wait for that once most of the canary is home."""
     with client_of(tmp_path) as client:
         handle = sharded(client, tmp_path)
-        handle.open()
-        client.engine.tick("labels")
-        canary = next(iter(model(client).batches.values()))
-        model(client).failing = {json.loads(body)["messages"][-1]["content"] for body in canary.bodies[:10]}
-        model(client).cause = "server_error"
+        failing_canary(client, handle)
         figures = handle.run()
         assert (figures.ok, figures.failed, figures.submissions) == (290, 10, 8)
         assert sizes(client)[-1] == 10  # the last try of those rows; all others had been sent by then

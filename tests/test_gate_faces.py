@@ -183,7 +183,7 @@ def test_nothing_before_the_verdict_and_all_after(world: World) -> None:
     paid = world.run(handle)
     world.reads(set())
     at_gate = inspection(handle)
-    from canwait.judging import Word
+    from canwait.lots import Word
 
     at_gate.judge(0, Word.GOOD, None, world.client.clock.now())
     world.reads(set())

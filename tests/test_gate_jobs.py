@@ -25,12 +25,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from canwait import judging, load, publishing, reading
+from canwait import gates, judging, load, publishing, reading
 from canwait.cli.inspect import judge_by
 from canwait.client import Client, JobHandle
 from canwait.drills.small import scratch_folder
 from canwait.errors import AlreadyJudged, GatePending, GateRefused, NotBuilt, NotFound, PlanStale, SpecError
-from canwait.judging import Verdict, Word
+from canwait.lots import Verdict, Word
 from canwait.outcomes import Ok
 from canwait.simulator.answers import last_user_text
 from canwait.types import Quality
@@ -246,7 +246,7 @@ class GateMachine(RuleBasedStateMachine):
         """Whether a gate of a job refused an answer, and none as strict has accepted it there."""
         accepted = self.acceptances.get((name, label), [])
         refusals = self.refusals.get((name, label), [])
-        return not all(any(judging.as_strict(other, gate) for other in accepted) for gate in refusals)
+        return not all(any(gates.as_strict(other, gate) for other in accepted) for gate in refusals)
 
     @invariant()
     def note_verdicts(self) -> None:

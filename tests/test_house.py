@@ -47,6 +47,8 @@ PURE = {
     "notices",
     "compare",
     "gate",
+    "gates",
+    "lots",
     "checks",
     "language",
     "freshness",
@@ -231,7 +233,9 @@ MAY_IMPORT: dict[str, tuple[set[str], str]] = {
     "published": (NOUNS | {"blobs", "durable"}, "a publication's rows as a file; what it is worth is for others"),
     "odcs": (NOUNS | PURE | {"document"}, "another standard's words for our contracts; stating them is for others"),
     "loading": (
-        NOUNS | {"blobs", "ledger", "judging", "inspection", "sinks", "views", "publishing", "published", "changes"},
+        NOUNS
+        | PURE
+        | {"blobs", "ledger", "judging", "inspection", "sinks", "views", "publishing", "published", "changes"},
         "rows to their target and readers; what may be read is its gate's",
     ),
     "changes": ({"columns"}, "two plans' rows side by side; which plans is for others"),

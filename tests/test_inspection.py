@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import canwait
-from canwait import gate, judging, publishing
+from canwait import gate, judging, lots, publishing
 from canwait import inspection as shell
 from canwait.checks import Rules
 from canwait.client import Client
 from canwait.errors import AlreadyJudged, GatePending, GateRefused, NotBuilt, NotFound, SpecError
-from canwait.judging import Part, Verdict, Word, risk
+from canwait.lots import Part, Verdict, Word, risk
 from canwait.outcomes import Failed, Ok
 from canwait.types import JobState, Quality
 from gated import client_of, inspection, job, judged, model, right
@@ -541,7 +541,7 @@ def test_few_refused_rows_are_left_out_of_a_good_lot(tmp_path: Path) -> None:
         assert judged(inspection(more), is_right, client) is Verdict.ACCEPTED
         figures = more.run()
         assert (figures.ok, figures.failed, figures.loaded and figures.loaded["rows"]) == (400, 20, 400)
-        assert {(row.cause, row.detail) for row in more.failed} == {("gate", judging.REFUSED_BEFORE)}
+        assert {(row.cause, row.detail) for row in more.failed} == {("gate", lots.REFUSED_BEFORE)}
 
 
 def test_what_a_strict_gate_accepted_is_not_refused_with_others(tmp_path: Path) -> None:
@@ -559,7 +559,7 @@ def test_what_a_strict_gate_accepted_is_not_refused_with_others(tmp_path: Path) 
         fewer = job(client, tmp_path, [*texts[1:], more[0]])
         fewer.run()
         lot = inspection(fewer).lot
-        assert (lot.n_rows, lot.broken, lot.verdict) == (60, {judging.REFUSED_BEFORE: 1}, None)
+        assert (lot.n_rows, lot.broken, lot.verdict) == (60, {lots.REFUSED_BEFORE: 1}, None)
 
 
 def test_a_copy_of_a_request_has_a_place_of_its_own(client: Client, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from canwait.client import Client, JobHandle
 from canwait.errors import AlreadyJudged, GatePending, GateRefused, SpecError
 from canwait.gate import Decision
 from canwait.inspection import Inspecting
-from canwait.judging import Verdict, Word
+from canwait.lots import Verdict, Word
 from canwait.price import cost_micros, format_usd
 from canwait.simulator.answers import last_user_text
 from canwait.stratified import LABELS, Stratified, stratified

@@ -19,9 +19,9 @@ from canwait import canary_gate, judging, notices, publishing
 from canwait.client import Client, JobHandle
 from canwait.drills.small import scratch_folder
 from canwait.errors import AlreadyJudged, GatePending, GateRefused, NotFound
-from canwait.judging import REFUSED_BEFORE, Verdict, Word
+from canwait.lots import REFUSED_BEFORE, Verdict, Word
 from canwait.types import JobState
-from gated import GATE, client_of, inspection, job, judged, model, right
+from gated import GATE, client_of, failing_canary, inspection, job, judged, model, right
 from simulated import desk
 from test_cli import valid
 from world import Dead
@@ -137,11 +137,7 @@ def test_a_canary_is_judged_whole(tmp_path: Path) -> None:
     """Rows of it that are sent again are waited for: what people accept is all that came of it."""
     with client_of(tmp_path) as client:
         handle = sharded(client, tmp_path)
-        handle.open()
-        client.engine.tick("labels")
-        canary = next(iter(model(client).batches.values()))
-        model(client).failing = {json.loads(body)["messages"][-1]["content"] for body in canary.bodies[:10]}
-        model(client).cause = "server_error"
+        failing_canary(client, handle)
         figures = handle.run()
         assert (figures.state, figures.failed, sizes(client)) == (JobState.GATE, 10, [50, 10, 10])
         assert inspection(handle).lot.n_rows == 40

@@ -16,8 +16,9 @@ from canwait import gate, judging
 from canwait.client import Client
 from canwait.db import connect
 from canwait.errors import AlreadyJudged, GatePending, NotFound
-from canwait.judging import Part, Verdict, Word, strictest
+from canwait.gates import strictest
 from canwait.ledger import Ledger
+from canwait.lots import Part, Verdict, Word
 from canwait.types import JobState, Quality
 from gated import client_of, inspection, job, judged
 from world import Dead

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canwait import judging, language
+from canwait import gates, language
 from canwait.checks import Rules, is_of_the_answer, rule_fault
 from canwait.errors import CanwaitError, GateRefused, SpecError
-from canwait.judging import Verdict
+from canwait.lots import Verdict
 from canwait.outcomes import Failed, Ok
 from canwait.spec import job_from_dict, load_job
 from canwait.types import Quality
@@ -221,15 +221,15 @@ def gate(*rules: str) -> Quality:
 )  # fmt: skip
 def test_fewer_languages_are_stricter(one: tuple[str, ...], other: tuple[str, ...], as_strict: bool) -> None:
     """A gate that allows fewer languages is as strict as one that allows more of them, and not the other way round."""
-    assert judging.as_strict(gate(*one), gate(*other)) is as_strict
+    assert gates.as_strict(gate(*one), gate(*other)) is as_strict
 
 
 @given(*[st.lists(st.sampled_from([EN, DE, EN_DE, "label"]), unique=True)] * 2)
 def test_the_strictest_gate_is_as_strict_as_both(one: list[str], other: list[str]) -> None:
     """Of two gates with languages, what stands lets nothing through that either refuses."""
-    found = judging.strictest([gate(*one), gate(*other)])
+    found = gates.strictest([gate(*one), gate(*other)])
     assert found is not None
-    assert all(judging.as_strict(found, each) for each in (gate(*one), gate(*other)))
+    assert all(gates.as_strict(found, each) for each in (gate(*one), gate(*other)))
     rules = [Rules(each.rules, is_json=False) for each in (found, gate(*one), gate(*other))]
     for text in WRITTEN.values():
         passes = [each.broken("k", text) is None for each in rules if "label" not in each.words]

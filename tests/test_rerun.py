@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from canwait import judging
+from canwait import gates
 from canwait.client import Client, JobHandle
 from canwait.errors import GateRefused
-from canwait.judging import Verdict, as_strict
+from canwait.gates import as_strict
+from canwait.lots import Verdict
 from canwait.spec import job_from_dict
 from canwait.types import JobState, Quality
 from gated import GATE, client_of, inspection, job, judged, model, right
@@ -207,7 +208,7 @@ def test_it_is_as_strict_as_quarantine(tmp_path: Path) -> None:
     loose = replace(kept, strata="label", on_refuse="load_accepted_strata")
     assert as_strict(replace(again, strata="label"), loose)
     assert not as_strict(loose, replace(again, strata="label"))
-    both = judging.strictest([loose, replace(again, sure=loose.sure + loose.sure / 100)])
+    both = gates.strictest([loose, replace(again, sure=loose.sure + loose.sure / 100)])
     assert both is not None
     assert both.on_refuse == "quarantine"
 

@@ -18,8 +18,8 @@ from .clock import from_us
 from .db import Tx
 from .errors import NotFound
 from .inspection import rejected
-from .judging import Lot, Verdict
 from .ledger import Ledger, NewShard
+from .lots import Lot, Verdict
 from .price import format_usd
 from .resend import is_rejected, parse, select
 from .types import Shard, Terms

@@ -18,9 +18,11 @@ from datetime import datetime
 from . import halting
 from .codec import terms_from_json
 from .db import Row, Tx
-from .judging import Standing, Verdict, as_strict, lot_of, stated_in
+from .gates import as_strict
+from .judging import Standing, lot_of, stated_in
 from .ledger import Ledger
 from .lifecycle import OPEN
+from .lots import Verdict
 from .types import Outcome, Quality, Shard
 
 _OPEN = frozenset(state.value for state in OPEN)

@@ -24,7 +24,7 @@ from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import deadlines, halting, holding, judging, notifying, publishing, rescue, resume, views
+from . import deadlines, gates, halting, holding, judging, notifying, publishing, rescue, resume, views
 from .affording import must_ask
 from .blobs import Blobs
 from .clock import Clock, SystemClock
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
 
     from .changes import Since
     from .inspection import Inspecting, Through
-    from .judging import Lot
     from .known import Known
+    from .lots import Lot
     from .plan import Earlier
     from .providers import Provider
     from .schedule import Ready
@@ -420,7 +420,7 @@ class JobHandle:
                 if self.value.budget.on_exceed == "trim":
                     holding.answered(c.ledger, self.name, value.digest, "the job file asks no more", now)
                 gate = judging.quality_of(c.ledger, self.name, value.digest)
-                self.gate_kept = judging.unlike(gate, self.value.quality)
+                self.gate_kept = gates.unlike(gate, self.value.quality)
                 publishing.opened(
                     c.ledger, self.value, value.digest, as_of=self._taken_at or (began if kept else value.source_as_of),
                     source=prepared.source, tier=value.tier.value, window_s=self._window_s(provider), now=now,
@@ -556,7 +556,7 @@ class JobHandle:
         ledger, stated = self.client.ledger, self.value.quality
         plan = ledger.job(self.name)["plan"]
         judging.put_gate(ledger, self.name, plan, stated, self.client.clock.now())
-        self.gate_kept = judging.unlike(judging.quality_of(ledger, self.name, plan), stated)
+        self.gate_kept = gates.unlike(judging.quality_of(ledger, self.name, plan), stated)
 
     def _follow_up(
         self, root: Shard, manifest: Any, lines: Sequence[int], attempt: int, terms: Terms, why: str
@@ -677,7 +677,7 @@ class JobHandle:
 
         c = self.client
         stated, gate = self.value.quality, judging.standing(c.ledger, self.name).quality
-        if stated is not None and (gate is None or not judging.as_strict(gate, stated)):
+        if stated is not None and (gate is None or not gates.as_strict(gate, stated)):
             raise GatePending(
                 job=self.name, hint="the job file's gate is stricter now: run the job again, which costs nothing"
             )

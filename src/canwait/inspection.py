@@ -29,17 +29,18 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from . import canary_gate, gate, judging, landing, language, stratified
+from . import canary_gate, gate, gates, judging, landing, language, stratified
 from .blobs import Blobs
 from .checks import Function, Rules, function_of
 from .codec import terms_from_json
 from .errors import GatePending, GateRefused, NotFound, Problem, SpecError
 from .gate import Inspection
 from .importing import imported
-from .judging import REFUSED_BEFORE, Judgement, Lot, Part, Standing, Verdict, Word
+from .judging import Standing
 from .ledger import Ledger
 from .lines import read_lines
 from .load import Answers, answers
+from .lots import REFUSED_BEFORE, Judgement, Lot, Part, Verdict, Word
 from .stratified import BAD, GOOD, UNSURE, Stratified
 from .types import Quality, Shard
 
@@ -429,7 +430,7 @@ def _refused(
         for shard, line in _lines(ledger, blobs, lot, parts, n_lines) if parts else ():
             refused.setdefault(shard, bytearray(n_lines[shard]))[line] = 1
     for lot, _ in earlier if refused else ():
-        if lot.canary is None and lot.verdict is Verdict.ACCEPTED and judging.as_strict(lot.quality, quality):
+        if lot.canary is None and lot.verdict is Verdict.ACCEPTED and gates.as_strict(lot.quality, quality):
             taken = [n for n, part in enumerate(lot.parts) if part.name in lot.taken]
             for shard, line in _lines(ledger, blobs, lot, taken, {name: n_lines[name] for name in refused}):
                 refused[shard][line] = 0

@@ -20,9 +20,9 @@ from .clock import Clock
 from .codec import terms_from_json
 from .errors import BudgetExceeded, HumanNeeded, KeyRefused, SourceError, SpecError, UnknownPrice
 from .inspection import label_rows
-from .judging import Lot, judge_name
 from .ledger import Ledger
 from .load import answers
+from .lots import Lot, judge_name
 from .sources import RowSource
 from .sources.frames import from_frame
 from .stratified import BAD, GOOD, NOTHING, UNSURE, Stratified, stratified

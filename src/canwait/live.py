@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from . import judging, publishing
+from . import gates, judging, publishing
 from .affording import must_ask
 from .client import Client, JobHandle, JobPlan
 from .engine import Engine
@@ -263,7 +263,7 @@ class Asking:
         """What stands before the job's answers: by its file, and by its last run."""
         ledger, name = self._client.ledger, self._job.name
         ran = [judging.quality_of(ledger, name, row["plan"]) for row in ledger.query("job", name=name)]
-        return judging.strictest([gate for gate in (*ran, self._job.quality) if gate is not None])
+        return gates.strictest([gate for gate in (*ran, self._job.quality) if gate is not None])
 
     def _check_price(self) -> None:
         """Raises UnknownPrice."""

@@ -18,8 +18,8 @@ from .changes import Counts, Rows, Since, count_changes
 from .clock import Clock
 from .errors import BlobError, SinkBusy
 from .inspection import let_through
-from .judging import Lot
 from .ledger import Ledger
+from .lots import Lot
 from .published import is_there, keeping, remove
 from .publishing import Draft
 from .sinks import Sink

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .halting import is_asked
-from .judging import Verdict
+from .lots import Verdict
 from .types import JobState
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from .db import Row, Tx
 from .entries import dumps, journal
 from .errors import NotFound
 from .freshness import Cadence, Contract, NeverBuilt, Publication, cadence, changed, judge, latest, span
-from .judging import Lot, is_still_open
+from .judging import is_still_open
 from .ledger import Ledger
+from .lots import Lot
 from .turnaround import Seen, next_batch
 from .types import Job, JobState
 

@@ -108,9 +108,17 @@ def look(
                     _move(ledger, each, rescue, worst, replace(found, why=why), now)
         return
     out = [replace(each, may_move=not (each.shard in planned and held(each.shard))) for each in out]
+    move = partial(_move, ledger, rescue=rescue, worst=worst, now=now)
+    _move_instead(out, moved_rows, partial(decide, turnaround=seen), move)
+
+
+def _move_instead(
+    out: list[Out], moved_rows: int, decide: Callable[[list[Out], int], Spill], move: Callable[..., bool]
+) -> None:
+    """Move what must be; in place of what could not be, others, as long as there are any."""
     while out:
-        found = decide(out, moved_rows, turnaround=seen)
-        unmoved = {each for each in found.cancel if not _move(ledger, each, rescue, worst, found, now)}
+        found = decide(out, moved_rows)
+        unmoved = {each for each in found.cancel if not move(each, found=found)}
         if not unmoved:
             return
         going = set(found.cancel) - unmoved

@@ -20,8 +20,9 @@ from .blobs import Blobs
 from .clock import from_us
 from .db import Row
 from .forecast import paid_per_useful
-from .judging import REFUSED_BEFORE, Verdict, quality_of, standing
+from .judging import quality_of, standing
 from .ledger import Ledger
+from .lots import REFUSED_BEFORE, Verdict
 from .types import JobState, Outcome, ShardState, Tier
 
 

@@ -16,7 +16,7 @@ from .jobs import opened, simulated
 if TYPE_CHECKING:
     from ..client import Client
     from ..inspection import Inspecting, Sampled
-    from ..judging import Lot, Part
+    from ..lots import Lot, Part
 
 _KEYS = {"w": "wrong", "f": "format", "u": "unsafe", "i": "input"}  # what a bad row is, by the key pressed
 
@@ -77,13 +77,13 @@ def _bad(text: str) -> tuple[int, str]:
 
 
 def _judge(client: Client, at_gate: Inspecting, place: int, cause: str | None) -> None:
-    from ..judging import Word
+    from ..lots import Word
 
     at_gate.judge(place, Word.BAD if cause else Word.GOOD, cause, client.clock.now())
 
 
 def _ending(at_gate: Inspecting) -> int:
-    from ..judging import Verdict
+    from ..lots import Verdict
 
     match at_gate.lot.verdict:
         case Verdict.ACCEPTED:
@@ -118,7 +118,7 @@ def _at_the_keyboard(face: Face, client: Client, at_gate: Inspecting) -> None:
 
 def judge_by(at_gate: Inspecting, key: Callable[[], str], say: Callable[[str], None], now: Callable[[], Any]) -> None:
     """One row after another, by single keys, until the lot is decided or somebody leaves."""
-    from ..judging import Word
+    from ..lots import Word
 
     while (row := at_gate.next) is not None:
         say(f"\n{at_gate.lot.reason}\n{_shown(row)}\n[a] accept   [r] reject   [s] skip: unsure   [u] undo   [q] quit")
@@ -156,7 +156,7 @@ def _block(name: str, text: str) -> str:
 
 
 def _head(at_gate: Inspecting) -> Iterator[str]:
-    from ..judging import kindness, risk
+    from ..lots import kindness, risk
 
     lot = at_gate.lot
     of = "  its canary, before the rest is sent:" if lot.canary else " "
@@ -213,7 +213,7 @@ def _counted(part: Part, at_gate: Inspecting) -> str:
 
 def inspect_json(at_gate: Inspecting) -> dict[str, Any]:
     """An inspection as JSON. Shares are decimals of 1 as text, as the job file states them."""
-    from ..judging import risk
+    from ..lots import risk
 
     lot, words, following = at_gate.lot, at_gate.words, at_gate.next
     parts = []
